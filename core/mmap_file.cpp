@@ -1,0 +1,46 @@
+#include "core/mmap_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "core/error.h"
+
+namespace hotset {
+namespace {
+
+// Closes a file descriptor at the end of the scope; a mapping survives it.
+struct FileDescriptor {
+  int value;
+  ~FileDescriptor() {
+    if (value >= 0) ::close(value);
+  }
+};
+
+[[noreturn]] void fail_open(const std::string& path, const std::string& got) {
+  throw Error(error_text("file", quoted(path, 300), "a readable model file", got, "check the path given with -m"));
+}
+
+}  // namespace
+
+std::shared_ptr<const MmapFile> MmapFile::open(const std::string& path) {
+  const FileDescriptor fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
+  if (fd.value < 0) fail_open(path, std::strerror(errno));
+  struct stat status;
+  if (::fstat(fd.value, &status) != 0) fail_open(path, std::strerror(errno));
+  if (S_ISDIR(status.st_mode)) fail_open(path, "a directory");
+  if (!S_ISREG(status.st_mode)) fail_open(path, "something that is not a regular file");
+  if (status.st_size == 0) fail_open(path, "an empty file");
+  const size_t size = static_cast<size_t>(status.st_size);
+  void* data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd.value, 0);
+  if (data == MAP_FAILED) fail_open(path, std::strerror(errno));
+  return std::shared_ptr<const MmapFile>(new MmapFile(static_cast<const std::byte*>(data), size));
+}
+
+MmapFile::~MmapFile() { ::munmap(const_cast<std::byte*>(data_), size_); }
+
+}  // namespace hotset

@@ -1,0 +1,28 @@
+// A file mapped for reading. The only place that asks the operating system for file contents.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+namespace hotset {
+
+// Read-only private mapping of a whole file; unmapped on destruction.
+class MmapFile {
+ public:
+  // Throws Error naming the path when it is missing, not a regular file, empty or cannot be mapped.
+  static std::shared_ptr<const MmapFile> open(const std::string& path);
+  ~MmapFile();
+  MmapFile(const MmapFile&) = delete;
+  MmapFile& operator=(const MmapFile&) = delete;
+
+  const std::byte* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  MmapFile(const std::byte* data, size_t size) : data_(data), size_(size) {}
+  const std::byte* data_;
+  size_t size_;
+};
+
+}  // namespace hotset
