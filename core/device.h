@@ -1,0 +1,84 @@
+// A device: memory, and programs compiled from plans. It knows operations, not models.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/plan.h"
+
+namespace hotset {
+
+// One token to compute: its id, its position, and which of StepParams::sequences it belongs to.
+struct Row {
+  int32_t token = 0;
+  int32_t position = 0;
+  int32_t sequence = 0;
+};
+
+// Base addresses of a sequence's KV blocks in order: position p is in blocks[p / KvLayout::kBlockPositions].
+struct SequenceBlocks {
+  const std::vector<std::byte*>* blocks = nullptr;
+};
+
+// What changes from step to step. Rows of several sequences, prefill and decode, may be mixed; rows of one sequence are
+// in order of position. Attention sees what this and earlier steps stored.
+struct StepParams {
+  std::vector<Row> rows;
+  std::vector<SequenceBlocks> sequences;
+  std::vector<int32_t> output_rows;  // ascending indices into rows
+  std::function<bool()> stop;        // asked between operations; true ends the step with CancelledError
+};
+
+// Memory of a device; freed on destruction, which must come before the device's.
+class DeviceMemory {
+ public:
+  virtual ~DeviceMemory() = default;
+  std::byte* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ protected:
+  std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// A plan's steps of one lane, made ready by one device: operands resolved, neighbours fused.
+class Program {
+ public:
+  virtual ~Program() = default;
+  // Address of a buffer's row 0, readable by the host after synchronize() if the device says so.
+  virtual const float* buffer(BufferId id) const = 0;
+  virtual size_t buffer_bytes() const = 0;  // activations and scratch this program holds
+};
+
+struct DeviceInfo {
+  std::string kind;    // "cpu"
+  std::string name;    // what doctor and bench print
+  std::string detail;  // "avx512"
+  int32_t n_threads = 0;
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual DeviceInfo info() const = 0;
+
+  // "" when the device can run `op` of `plan`, else what it lacks (a dtype or a shape).
+  virtual std::string why_unsupported(const Op& op, const Plan& plan) const = 0;
+
+  // Zero-filled memory, 64-byte aligned; pages are committed when first touched. Throws OutOfMemoryError.
+  virtual std::unique_ptr<DeviceMemory> alloc(size_t n_bytes) = 0;
+
+  // Makes a program of the plan's steps on `lane`. The plan's weights must outlive it.
+  virtual std::unique_ptr<Program> compile(const Plan& plan, int32_t lane) = 0;
+
+  // Starts a step; programs of a device run in the order of their launches. The parameters must stay unchanged until
+  // synchronize(), which returns when all launches are done and rethrows their first error.
+  virtual void launch(Program& program, const StepParams& params) = 0;
+  virtual void synchronize() = 0;
+};
+
+}  // namespace hotset

@@ -1,0 +1,22 @@
+// Makers of devices. Which file defines make_cuda_device decides whether this build has CUDA.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "core/device.h"
+
+namespace hotset {
+
+struct CpuDeviceOptions {
+  int32_t n_threads = 1;
+  std::string isa;  // "" = best here
+};
+
+// Throws Error for an instruction set this CPU lacks.
+std::unique_ptr<Device> make_cpu_device(const CpuDeviceOptions& options);
+
+// Throws DeviceError saying why there is no CUDA device (not built in, no driver, no card).
+std::unique_ptr<Device> make_cuda_device();
+
+}  // namespace hotset

@@ -1,0 +1,115 @@
+// The operations a plan is made of: the only contract between the planner and the devices.
+//
+// Operands are numbers: a BufferId names an activation buffer of the plan, a WeightId a weight. Activations are float32,
+// (n_rows, n_cols) row by row, where n_rows is the step's number of rows unless said otherwise. An op reads its inputs
+// completely before it writes, per row; `out` may equal an input only where that is said.
+#pragma once
+
+#include <cstdint>
+#include <variant>
+
+#include "core/kinds.h"
+
+namespace hotset {
+
+struct BufferId {
+  int32_t index = -1;
+  bool operator==(const BufferId& other) const { return index == other.index; }
+};
+
+struct WeightId {
+  int32_t index = -1;
+  explicit operator bool() const { return index >= 0; }
+};
+
+namespace op {
+
+// out (n_embd) = row `token` of table (n_embd, n_vocab), widened exactly.
+struct Embed {
+  WeightId table;
+  BufferId out;
+};
+
+// out (n_embd) = x / rms(x) * weight. out may equal in.
+struct Norm {
+  NormKind kind;
+  WeightId weight;  // (n_embd) F32
+  float eps;
+  BufferId in, out;
+};
+
+// out (n_out) = weight (n_in, n_out) times in (n_in).
+struct MatMul {
+  WeightId weight;
+  BufferId in, out;
+};
+
+// out (n_rot) = cos of the n_rot / 2 angles of the row's position, then their sines. Frequencies: Plan::rope_freqs.
+struct RopeAngles {
+  BufferId out;
+};
+
+// Rotates each of n_head heads of x (n_head * head_dim) in place by `angles`; elements from n_rot on are left alone.
+struct Rope {
+  RopeLayout layout;
+  int64_t n_head, head_dim, n_rot;
+  BufferId angles;
+  BufferId x;
+};
+
+// Writes k and v (n_head_kv * head_dim) of each row to the row's position in its sequence's KV pages.
+struct StoreKv {
+  int64_t layer;
+  BufferId k, v;
+};
+
+// out (n_head * head_dim) = softmax(scale * q . K) V over positions [0, row's position] of the row's sequence.
+// Head h reads KV head h / (n_head / n_head_kv). Reads what StoreKv of the same layer wrote.
+struct Attention {
+  int64_t layer;
+  int64_t n_head;
+  float scale;
+  BufferId q, out;
+};
+
+// out (n_ff) = act(gate) * up. out may equal gate or up.
+struct GatedActivation {
+  Activation activation;
+  BufferId gate, up, out;
+};
+
+// The feed-forward network over units stored as rows: out (n_embd) = sum over units u of
+// act(gate_u . in) * (up_u . in) * down_t_u. Units are summed in the canonical order of kUnitRanges fixed ranges.
+struct SparseFfn {
+  Activation activation;
+  WeightId gate, up;  // (n_embd, n_ff)
+  WeightId down_t;    // (n_embd, n_ff): a unit's outgoing weights are one row
+  BufferId in, out;
+};
+
+// out = a + b. out may equal a or b.
+struct Add {
+  BufferId a, b, out;
+};
+
+// out (n_output_rows, n_cols) = the rows of `in` whose logits are asked for (StepParams::output_rows).
+struct SelectRows {
+  BufferId in, out;
+};
+
+}  // namespace op
+
+// Units are summed in this many ranges of equal size (the first ones are one longer when n_ff does not divide):
+// in order within a range, then ranges by a balanced tree of neighbours. Fixed, so that thread counts do not matter.
+constexpr int64_t kUnitRanges = 16;
+
+// Index of the first unit of `range`; range kUnitRanges gives n_ff.
+inline int64_t unit_range_begin(int64_t n_ff, int64_t range) {
+  return range * (n_ff / kUnitRanges) + (range < n_ff % kUnitRanges ? range : n_ff % kUnitRanges);
+}
+
+// A closed set: a device that lacks an op does not compile.
+using Op = std::variant<op::Embed, op::Norm, op::MatMul, op::RopeAngles, op::Rope, op::StoreKv, op::Attention,
+                        op::GatedActivation, op::SparseFfn, op::Add, op::SelectRows>;
+
+}  // namespace hotset

@@ -1,0 +1,181 @@
+#include "core/plan.h"
+
+#include "core/error.h"
+
+namespace hotset {
+namespace {
+
+template <class... F>
+struct Overloaded : F... {
+  using F::operator()...;
+};
+template <class... F>
+Overloaded(F...) -> Overloaded<F...>;
+
+// Prints one op the way a formula is read: out = Op(weights; inputs).
+class Printer {
+ public:
+  explicit Printer(const Plan& plan) : plan_(plan) {}
+
+  std::string text(const Op& op) const {
+    return std::visit(
+        Overloaded{
+            [&](const op::Embed& o) { return cat(b(o.out), " = Embed(", w(o.table), ")"); },
+            [&](const op::Norm& o) { return cat(b(o.out), " = Norm(", w(o.weight), "; ", b(o.in), ")"); },
+            [&](const op::MatMul& o) { return cat(b(o.out), " = MatMul(", w(o.weight), "; ", b(o.in), ")"); },
+            [&](const op::RopeAngles& o) { return cat(b(o.out), " = RopeAngles(positions)"); },
+            [&](const op::Rope& o) { return cat(b(o.x), " = Rope(", o.n_head, " heads; ", b(o.angles), ")"); },
+            [&](const op::StoreKv& o) { return cat("kv[", o.layer, "] = StoreKv(", b(o.k), ", ", b(o.v), ")"); },
+            [&](const op::Attention& o) {
+              return cat(b(o.out), " = Attention(", o.n_head, " heads; ", b(o.q), ", kv[", o.layer, "])");
+            },
+            [&](const op::GatedActivation& o) {
+              return cat(b(o.out), " = GatedActivation(", b(o.gate), ", ", b(o.up), ")");
+            },
+            [&](const op::SparseFfn& o) {
+              return cat(b(o.out), " = SparseFfn(all units; ", w(o.gate), ", ", w(o.up), ", ", w(o.down_t), "; ",
+                         b(o.in), ")");
+            },
+            [&](const op::Add& o) { return cat(b(o.out), " = Add(", b(o.a), ", ", b(o.b), ")"); },
+            [&](const op::SelectRows& o) { return cat(b(o.out), " = SelectRows(", b(o.in), ")"); },
+        },
+        op);
+  }
+
+ private:
+  std::string b(BufferId id) const { return id.index < 0 ? "?" : plan_.buffer(id).name; }
+  std::string w(WeightId id) const {
+    if (!id) return "?";
+    const WeightDesc& weight = plan_.weights[static_cast<size_t>(id.index)];
+    return cat(weight.name, " ", dtype_name(weight.view.dtype));
+  }
+  const Plan& plan_;
+};
+
+// Walks the steps once, keeping which buffers hold something and which layers' keys are stored.
+class Linter {
+ public:
+  explicit Linter(const Plan& plan)
+      : plan_(plan), written_(plan.buffers.size(), false), stored_(static_cast<size_t>(plan.kv.n_layer), false) {}
+
+  std::vector<std::string> run() {
+    for (at_ = 0; at_ < plan_.steps.size(); ++at_) std::visit([&](const auto& o) { check(o); }, plan_.steps[at_].op);
+    at_ = plan_.steps.size();
+    if (reads(plan_.logits)) expect(plan_.buffer(plan_.logits).n_cols == plan_.n_vocab, "logits have n_vocab columns");
+    return problems_;
+  }
+
+ private:
+  void expect(bool ok, const std::string& what) {
+    if (!ok) problems_.push_back(cat("step ", at_, ": ", what));
+  }
+  bool valid(BufferId id) {
+    const bool ok = id.index >= 0 && static_cast<size_t>(id.index) < plan_.buffers.size();
+    expect(ok, "buffer id in range");
+    return ok;
+  }
+  bool reads(BufferId id) {
+    if (!valid(id)) return false;
+    const bool ok = written_[static_cast<size_t>(id.index)];
+    expect(ok, cat(plan_.buffer(id).name, " is written before it is read"));
+    return true;
+  }
+  bool writes(BufferId id) {
+    if (!valid(id)) return false;
+    written_[static_cast<size_t>(id.index)] = true;
+    return true;
+  }
+  bool has(WeightId id) {
+    const bool ok = id && static_cast<size_t>(id.index) < plan_.weights.size() && plan_.weight(id);
+    expect(ok, "weight id in range and bound");
+    return ok;
+  }
+  void columns(BufferId id, int64_t n) {
+    if (id.index >= 0 && static_cast<size_t>(id.index) < plan_.buffers.size())
+      expect(plan_.buffer(id).n_cols == n,
+             cat(plan_.buffer(id).name, " has ", n, " columns, not ", plan_.buffer(id).n_cols));
+  }
+  void same_rows(BufferId a, BufferId b) { expect(plan_.buffer(a).rows == plan_.buffer(b).rows, "equal row kinds"); }
+
+  void check(const op::Embed& o) {
+    if (has(o.table)) columns(o.out, plan_.weight(o.table).n_cols);
+    writes(o.out);
+  }
+  void check(const op::Norm& o) {
+    if (has(o.weight)) columns(o.in, plan_.weight(o.weight).n_cols), columns(o.out, plan_.weight(o.weight).n_cols);
+    if (reads(o.in) && writes(o.out)) same_rows(o.in, o.out);
+  }
+  void check(const op::MatMul& o) {
+    if (has(o.weight)) columns(o.in, plan_.weight(o.weight).n_cols), columns(o.out, plan_.weight(o.weight).n_rows);
+    expect(!(o.in == o.out), "MatMul does not write its input");
+    if (reads(o.in) && writes(o.out)) same_rows(o.in, o.out);
+  }
+  void check(const op::RopeAngles& o) {
+    columns(o.out, static_cast<int64_t>(plan_.rope_freqs.size()) * 2);
+    writes(o.out);
+  }
+  void check(const op::Rope& o) {
+    columns(o.angles, o.n_rot), columns(o.x, o.n_head * o.head_dim);
+    expect(o.n_rot <= o.head_dim && o.n_rot % 2 == 0, "n_rot is even and within a head");
+    reads(o.angles), reads(o.x);
+  }
+  void check(const op::StoreKv& o) {
+    columns(o.k, plan_.kv.n_head_kv * plan_.kv.head_dim), columns(o.v, plan_.kv.n_head_kv * plan_.kv.head_dim);
+    reads(o.k), reads(o.v);
+    expect(o.layer >= 0 && o.layer < plan_.kv.n_layer, "layer in range");
+    if (o.layer >= 0 && o.layer < plan_.kv.n_layer) stored_[static_cast<size_t>(o.layer)] = true;
+  }
+  void check(const op::Attention& o) {
+    columns(o.q, o.n_head * plan_.kv.head_dim), columns(o.out, o.n_head * plan_.kv.head_dim);
+    const bool layer_ok = o.layer >= 0 && o.layer < plan_.kv.n_layer;
+    expect(layer_ok && stored_[static_cast<size_t>(o.layer)], "keys are stored before they are attended to");
+    expect(plan_.kv.n_head_kv > 0 && o.n_head % plan_.kv.n_head_kv == 0, "heads divide into KV heads");
+    reads(o.q), writes(o.out);
+  }
+  void check(const op::GatedActivation& o) {
+    if (reads(o.gate) && reads(o.up) && writes(o.out))
+      columns(o.gate, plan_.buffer(o.out).n_cols), columns(o.up, plan_.buffer(o.out).n_cols);
+  }
+  void check(const op::SparseFfn& o) {
+    if (has(o.gate) && has(o.up) && has(o.down_t)) {
+      const TensorView& gate = plan_.weight(o.gate);
+      for (const WeightId id : {o.gate, o.up, o.down_t})
+        expect(plan_.weight(id).n_cols == gate.n_cols && plan_.weight(id).n_rows == gate.n_rows,
+               "gate, up and down_t have one shape");
+      columns(o.in, gate.n_cols), columns(o.out, gate.n_cols);
+    }
+    expect(!(o.in == o.out), "SparseFfn does not write its input");
+    if (reads(o.in) && writes(o.out)) same_rows(o.in, o.out);
+  }
+  void check(const op::Add& o) {
+    if (reads(o.a) && reads(o.b) && writes(o.out)) {
+      columns(o.a, plan_.buffer(o.out).n_cols), columns(o.b, plan_.buffer(o.out).n_cols);
+      same_rows(o.a, o.out), same_rows(o.b, o.out);
+    }
+  }
+  void check(const op::SelectRows& o) {
+    if (!reads(o.in) || !writes(o.out)) return;
+    columns(o.in, plan_.buffer(o.out).n_cols);
+    expect(plan_.buffer(o.in).rows == BufferRows::kAll && plan_.buffer(o.out).rows == BufferRows::kOutput,
+           "SelectRows goes from all rows to output rows");
+  }
+
+  const Plan& plan_;
+  size_t at_ = 0;
+  std::vector<bool> written_;
+  std::vector<bool> stored_;
+  std::vector<std::string> problems_;
+};
+
+}  // namespace
+
+std::string dump(const Plan& plan) {
+  const Printer printer(plan);
+  std::string out;
+  for (const Step& step : plan.steps) out += cat("lane ", step.lane, "  ", printer.text(step.op), "\n");
+  return out;
+}
+
+std::vector<std::string> lint(const Plan& plan) { return Linter(plan).run(); }
+
+}  // namespace hotset

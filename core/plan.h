@@ -1,0 +1,78 @@
+// A plan: the flat list of steps that computes a batch of rows, with the buffers and weights the steps name.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/op.h"
+#include "core/tensor.h"
+
+namespace hotset {
+
+// Which rows a buffer has: one per row of the step, or one per row whose logits are asked for.
+enum class BufferRows { kAll, kOutput };
+
+// A float32 activation buffer of n_cols columns.
+struct BufferDesc {
+  std::string name;
+  int64_t n_cols = 0;
+  BufferRows rows = BufferRows::kAll;
+};
+
+// A weight by its GGUF name; `view` is where the model has it (host memory, usually the mapped file).
+struct WeightDesc {
+  std::string name;
+  TensorView view;
+};
+
+// Where keys and values lie. A block holds kBlockPositions positions of every layer and KV head; within it a page is
+// one (layer, K or V, head): kBlockPositions rows of head_dim elements.
+struct KvLayout {
+  static constexpr int64_t kBlockPositions = 32;
+  int64_t n_layer = 0;
+  int64_t n_head_kv = 0;
+  int64_t head_dim = 0;
+  DType dtype = DType::kF16;  // kF16 or kF32
+
+  size_t page_bytes() const { return static_cast<size_t>(kBlockPositions) * row_bytes(dtype, head_dim); }
+  size_t block_bytes() const { return static_cast<size_t>(n_layer * n_head_kv * 2) * page_bytes(); }
+  // Byte offset of a page within its block.
+  size_t page_offset(int64_t layer, int64_t head, bool is_value) const {
+    return static_cast<size_t>((layer * 2 + (is_value ? 1 : 0)) * n_head_kv + head) * page_bytes();
+  }
+};
+
+// One operation on one lane. A lane is the index of a device in the plan.
+struct Step {
+  int32_t lane = 0;
+  Op op;
+};
+
+struct Plan {
+  int64_t max_rows = 0;         // rows a step may have
+  int64_t max_output_rows = 0;  // rows whose logits a step may ask for
+  int64_t max_positions = 0;    // positions a sequence may reach
+  int64_t n_vocab = 0;
+  KvLayout kv;
+  std::vector<double> rope_freqs;  // (n_rot / 2) radians per position, all scaling applied
+  std::vector<BufferDesc> buffers;
+  std::vector<WeightDesc> weights;
+  std::vector<Step> steps;
+  BufferId logits;
+
+  const BufferDesc& buffer(BufferId id) const { return buffers[static_cast<size_t>(id.index)]; }
+  const TensorView& weight(WeightId id) const { return weights[static_cast<size_t>(id.index)].view; }
+  int64_t max_rows_of(BufferId id) const {
+    return buffer(id).rows == BufferRows::kAll ? max_rows : max_output_rows;
+  }
+};
+
+// One line per step: lane, operation, weights, buffers. Needs no device.
+std::string dump(const Plan& plan);
+
+// Problems of a plan, empty when it is right: ids in range, shapes that agree, nothing read before it is written,
+// keys stored before they are attended to. Needs no device.
+std::vector<std::string> lint(const Plan& plan);
+
+}  // namespace hotset

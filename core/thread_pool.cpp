@@ -1,0 +1,88 @@
+#include "core/thread_pool.h"
+
+#include "core/error.h"
+
+namespace hotset {
+namespace {
+
+// Spins this often before sleeping: some tens of microseconds, more than a phase of a token, less than a scheduler slice.
+constexpr int kSpins = 4000;
+
+inline void pause_cpu() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Waits until `word` differs from `old`: spins, then sleeps until notified.
+template <class T>
+void wait_while_equal(const std::atomic<T>& word, T old) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (word.load(std::memory_order_acquire) != old) return;
+    pause_cpu();
+  }
+  while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int32_t n_threads) : n_threads_(n_threads) {
+  HS_CHECK(n_threads >= 1, "thread_pool");
+  threads_.reserve(static_cast<size_t>(n_threads - 1));
+  for (int32_t worker = 1; worker < n_threads; ++worker) threads_.emplace_back([this, worker] { work(worker); });
+}
+
+ThreadPool::~ThreadPool() {
+  stop_ = true;
+  generation_.fetch_add(1, std::memory_order_release);
+  generation_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void ThreadPool::run(const std::function<void(int32_t)>& body) {
+  body_ = &body;
+  failed_.store(false, std::memory_order_relaxed);
+  first_error_ = nullptr;
+  remaining_.store(n_threads_ - 1, std::memory_order_relaxed);
+  generation_.fetch_add(1, std::memory_order_release);
+  generation_.notify_all();
+  run_body(0);
+  for (int32_t left = remaining_.load(std::memory_order_acquire); left != 0;
+       left = remaining_.load(std::memory_order_acquire))
+    wait_while_equal(remaining_, left);
+  body_ = nullptr;
+  if (first_error_) std::rethrow_exception(first_error_);
+}
+
+void ThreadPool::run_body(int32_t worker) {
+  try {
+    (*body_)(worker);
+  } catch (...) {
+    if (!failed_.exchange(true, std::memory_order_acq_rel)) first_error_ = std::current_exception();
+  }
+}
+
+void ThreadPool::work(int32_t worker) {
+  uint32_t seen = 0;
+  while (true) {
+    wait_while_equal(generation_, seen);
+    seen = generation_.load(std::memory_order_acquire);
+    if (stop_) return;
+    run_body(worker);
+    if (remaining_.fetch_sub(1, std::memory_order_acq_rel) == 1) remaining_.notify_all();
+  }
+}
+
+void ThreadPool::barrier() {
+  if (n_threads_ == 1) return;
+  const uint32_t round = barrier_round_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == n_threads_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    barrier_round_.fetch_add(1, std::memory_order_release);
+    barrier_round_.notify_all();
+    return;
+  }
+  wait_while_equal(barrier_round_, round);
+}
+
+}  // namespace hotset
