@@ -1,0 +1,34 @@
+// Model families as table rows: everything the planner needs to know about a family, no code per family.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/kinds.h"
+
+namespace hotset {
+
+const char* activation_name(Activation activation);                        // "silu", "relu"
+std::optional<Activation> parse_activation(const std::string& name);       // nullopt for an unknown one
+
+// Whether a unit's output is exactly zero for part of its inputs, so that it can be skipped without loss.
+inline bool is_sparse(Activation activation) { return activation == Activation::kRelu; }
+
+// One row per value of `general.architecture`. All layers of today's families are alike.
+struct Architecture {
+  const char* name;
+  NormKind norm;
+  Activation usual_activation;  // for files that do not say
+  bool gated;                   // h = act(gate) * up; the gate row detects
+  RopeLayout rope;
+};
+
+// nullptr when the family is not in the table.
+const Architecture* find_architecture(const std::string& name);
+
+// Comma-separated names of the table, for messages.
+std::string known_architectures();
+
+}  // namespace hotset

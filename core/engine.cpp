@@ -1,0 +1,296 @@
+// Engine: owns the device, the plan and the KV blocks, and advances sequences in batches.
+#include "core/engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "core/devices.h"
+#include "core/engine_impl.h"
+#include "core/planner.h"
+#include "core/topology.h"
+#include "core/weights.h"
+
+namespace hotset {
+namespace {
+
+// Logits of a step are kept below this size; wanting more only means more steps.
+constexpr int64_t kMaxLogitBytes = int64_t{64} << 20;
+// KV memory is allocated in pieces of about this size.
+constexpr int64_t kSlabBytes = int64_t{16} << 20;
+
+[[noreturn]] void fail_option(const std::string& name, const std::string& expected, const std::string& got) {
+  throw std::invalid_argument(error_text("engine", name, expected, got, "pass a value in that range"));
+}
+
+void check_options(const EngineOptions& options) {
+  if (options.n_threads < 0 || options.n_threads > 1024)
+    fail_option("n_threads", "0 (one per core) to 1024", cat(options.n_threads));
+  if (options.n_ctx < 0) fail_option("n_ctx", "0 (as the model) or more", cat(options.n_ctx));
+  if (options.n_batch < 1 || options.n_batch > 65536) fail_option("n_batch", "1 to 65536", cat(options.n_batch));
+  if (options.n_sequences < 0) fail_option("n_sequences", "0 (no limit) or more", cat(options.n_sequences));
+  if (options.mode == "exact" || options.mode == "predict")
+    throw UnsupportedModelError(error_text("engine", "mode", "auto or dense (sparse modes are not in this version)",
+                                           quoted(options.mode), "use --mode dense"));
+  if (options.mode != "auto" && options.mode != "dense") fail_option("mode", "auto, dense, exact or predict", quoted(options.mode));
+  if (options.kv_type == "q8_0")
+    throw UnsupportedModelError(error_text("engine", "kv_type", "auto, f16 or f32 (q8_0 is not in this version)",
+                                           "\"q8_0\"", "use --kv-type f16"));
+  if (options.kv_type != "auto" && options.kv_type != "f16" && options.kv_type != "f32")
+    fail_option("kv_type", "auto, f16 or f32", quoted(options.kv_type));
+  if (options.device == "virtual")
+    throw DeviceError(error_text("engine", "device", "auto, cpu or cuda (virtual is not in this version)", "\"virtual\"",
+                                 "use --device cpu"));
+  if (options.device != "auto" && options.device != "cpu" && options.device != "cuda")
+    fail_option("device", "auto, cpu or cuda", quoted(options.device));
+}
+
+std::unique_ptr<Device> make_device(const EngineOptions& options) {
+  if (options.device == "cuda") return make_cuda_device();
+  return make_cpu_device({options.n_threads > 0 ? options.n_threads : physical_cores(), options.isa});
+}
+
+}  // namespace
+
+EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOptions& options)
+    : model(std::move(model_in)), options_(options) {
+  check_options(options);
+  const ModelConfig& config = model->config();
+  n_ctx_ = options.n_ctx > 0 ? options.n_ctx : config.n_ctx_train;
+  if (n_ctx_ > config.n_ctx_train)
+    log_to(options.log, LogLevel::kWarning,
+           cat("[engine] a context of ", n_ctx_, " is longer than the ", config.n_ctx_train,
+               " positions the model was trained for; the end may be nonsense"));
+  const bool f32_kv = options.kv_type == "f32" || (options.kv_type == "auto" && model->weights().all_f32);
+  kv_type_ = f32_kv ? DType::kF32 : DType::kF16;
+  device_ = make_device(options);
+  PlanOptions plan_options;
+  plan_options.max_rows = std::min<int64_t>(options.n_batch, n_ctx_ * std::max(options.n_sequences, 1));
+  plan_options.max_rows = std::max<int64_t>(plan_options.max_rows, std::min<int64_t>(options.n_batch, 64));
+  const int64_t logit_bytes = config.n_vocab * static_cast<int64_t>(sizeof(float));
+  plan_options.max_output_rows = std::clamp<int64_t>(kMaxLogitBytes / logit_bytes, 1, plan_options.max_rows);
+  plan_options.max_positions = n_ctx_;
+  plan_options.kv_type = kv_type_;
+  executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get()},
+                                         build_dense_plan(config, model->weights(), plan_options));
+  memory_limit_ = physical_memory_bytes();
+  const int64_t blocks_each = (n_ctx_ + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions;
+  pool_ = std::make_unique<KvBlockPool>(options.n_sequences > 0 ? blocks_each * options.n_sequences : INT32_MAX);
+  const int64_t block_bytes = static_cast<int64_t>(executor_->plan().kv.block_bytes());
+  blocks_per_slab_ = std::clamp<int64_t>(kSlabBytes / block_bytes, 1, 1024);
+}
+
+EngineInfo EngineImpl::info() const {
+  const DeviceInfo device = device_->info();
+  const KvLayout& kv = executor_->plan().kv;
+  EngineInfo out;
+  out.device = device.kind;
+  out.isa = device.detail;
+  out.mode = "dense";
+  out.kv_type = kv_type_ == DType::kF16 ? "f16" : "f32";
+  out.n_threads = device.n_threads;
+  out.n_ctx = n_ctx_;
+  out.weight_bytes = model->size_bytes();
+  out.weight_bytes_per_token = model->size_bytes();
+  const TensorView& table = model->weights().token_embd.view;
+  if (!model->weights().tied) out.weight_bytes_per_token -= table.size_bytes() - table.row_stride;
+  out.kv_bytes_per_position = kv.block_bytes() / static_cast<uint64_t>(KvLayout::kBlockPositions);
+  out.buffer_bytes = executor_->buffer_bytes();
+  return out;
+}
+
+void EngineImpl::check(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states) const {
+  const int64_t n_vocab = model->config().n_vocab;
+  for (size_t i = 0; i < entries.size(); ++i) {
+    if (entries[i].tokens.empty())
+      throw std::invalid_argument(error_text("engine", "tokens", "at least one", "none", "pass a prompt"));
+    for (size_t other = 0; other < i; ++other)
+      if (states[other] == states[i])
+        throw std::invalid_argument(error_text("engine", "sessions", "each once", "one twice", "merge its tokens"));
+    for (const int32_t token : entries[i].tokens)
+      if (token < 0 || token >= n_vocab)
+        throw std::invalid_argument(error_text("engine", "token id", cat("0 to ", n_vocab - 1), cat(token),
+                                               "use ids of this model's vocabulary"));
+    const int64_t total = static_cast<int64_t>(states[i]->tokens.size() + entries[i].tokens.size());
+    if (total > n_ctx_)
+      throw ContextLengthError(error_text("engine", "context", cat("at most ", n_ctx_, " positions"), cat(total),
+                                          "shorten the prompt or raise the context (-c, n_ctx)"));
+  }
+}
+
+std::byte* EngineImpl::block_address(int32_t block) {
+  const size_t slab = static_cast<size_t>(block / blocks_per_slab_);
+  const size_t block_bytes = executor_->plan().kv.block_bytes();
+  const size_t slab_bytes = static_cast<size_t>(blocks_per_slab_) * block_bytes;
+  while (slabs_.size() <= slab) {
+    const uint64_t needed = (slabs_.size() + 1) * slab_bytes;
+    if (memory_limit_ > 0 && needed > memory_limit_)
+      throw OutOfMemoryError(error_text("engine", "KV cache", cat("at most ", memory_limit_, " bytes of memory"),
+                                        cat(needed), "use fewer or shorter sequences"));
+    slabs_.push_back(device_->alloc(slab_bytes));
+  }
+  return slabs_[slab]->data() + static_cast<size_t>(block % blocks_per_slab_) * block_bytes;
+}
+
+void EngineImpl::reserve_blocks(SequenceState& state, size_t n_positions) {
+  const size_t each = static_cast<size_t>(KvLayout::kBlockPositions);
+  while (state.blocks.size() * each < n_positions) {
+    const int32_t block = pool_->take();
+    if (block < 0)
+      throw OutOfMemoryError(error_text("engine", "KV cache", "a free block", "none of those set aside for n_sequences",
+                                        "close a session or raise n_sequences"));
+    state.blocks.push_back(block);
+    state.addresses.push_back(nullptr);
+    state.addresses.back() = block_address(block);
+  }
+}
+
+void EngineImpl::truncate(SequenceState& state, int64_t n) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (n < 0 || n > static_cast<int64_t>(state.tokens.size()))
+    throw std::invalid_argument(error_text("session", "truncate", cat("0 to ", state.tokens.size()), cat(n),
+                                           "pass a number of positions held"));
+  state.tokens.resize(static_cast<size_t>(n));
+  const size_t keep = (state.tokens.size() + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions;
+  while (state.blocks.size() > keep) {
+    pool_->release(state.blocks.back());
+    state.blocks.pop_back();
+    state.addresses.pop_back();
+  }
+}
+
+// Puts the next rows of all entries into params_, up to the plan's limits; false when nothing is left.
+bool EngineImpl::fill_step(std::vector<Progress>& progress) {
+  const Plan& plan = executor_->plan();
+  params_.rows.clear();
+  params_.sequences.clear();
+  params_.output_rows.clear();
+  output_owner_.clear();
+  for (size_t i = 0; i < progress.size(); ++i) {
+    Progress& p = progress[i];
+    const size_t n = p.entry->tokens.size();
+    const int32_t sequence = static_cast<int32_t>(params_.sequences.size());
+    const int64_t past = static_cast<int64_t>(p.state->tokens.size());
+    bool used = false;
+    while (p.done < n && static_cast<int64_t>(params_.rows.size()) < plan.max_rows) {
+      const bool wants_logits = p.entry->all_logits || p.done + 1 == n;
+      if (wants_logits && static_cast<int64_t>(params_.output_rows.size()) == plan.max_output_rows) break;
+      if (wants_logits) {
+        params_.output_rows.push_back(static_cast<int32_t>(params_.rows.size()));
+        output_owner_.push_back(i);
+      }
+      params_.rows.push_back({p.entry->tokens[p.done], static_cast<int32_t>(past + static_cast<int64_t>(p.done)), sequence});
+      ++p.done;
+      used = true;
+    }
+    if (used) params_.sequences.push_back({&p.state->addresses});
+  }
+  return !params_.rows.empty();
+}
+
+void EngineImpl::collect_logits(std::vector<Progress>& progress) {
+  const size_t n_vocab = static_cast<size_t>(model->config().n_vocab);
+  const float* logits = executor_->logits();
+  for (size_t i = 0; i < output_owner_.size(); ++i) {
+    Progress& p = progress[output_owner_[i]];
+    std::copy_n(logits + i * n_vocab, n_vocab, p.state->next_logits.data() + p.n_logits++ * n_vocab);
+  }
+}
+
+void EngineImpl::advance(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states,
+                         const StopCheck& stop) {
+  const std::unique_lock<std::mutex> lock(mutex_);
+  check(entries, states);
+  const size_t n_vocab = static_cast<size_t>(model->config().n_vocab);
+  std::vector<Progress> progress;
+  std::vector<size_t> old_blocks;
+  for (size_t i = 0; i < entries.size(); ++i) {
+    progress.push_back({&entries[i], states[i]});
+    old_blocks.push_back(states[i]->blocks.size());
+  }
+  params_.stop = [&] {
+    for (SequenceState* state : states)
+      if (state->cancelled.load(std::memory_order_relaxed)) return true;
+    return stop && stop();
+  };
+  try {
+    for (size_t i = 0; i < entries.size(); ++i) {
+      reserve_blocks(*states[i], states[i]->tokens.size() + entries[i].tokens.size());
+      states[i]->next_logits.resize((entries[i].all_logits ? entries[i].tokens.size() : 1) * n_vocab);
+    }
+    while (fill_step(progress)) {
+      executor_->run(params_);
+      collect_logits(progress);
+    }
+  } catch (...) {
+    for (size_t i = 0; i < states.size(); ++i) {
+      while (states[i]->blocks.size() > old_blocks[i]) {
+        pool_->release(states[i]->blocks.back());
+        states[i]->blocks.pop_back();
+        states[i]->addresses.pop_back();
+      }
+      states[i]->cancelled.store(false, std::memory_order_relaxed);
+    }
+    params_.stop = nullptr;
+    throw;
+  }
+  params_.stop = nullptr;
+  for (size_t i = 0; i < states.size(); ++i) {
+    states[i]->tokens.insert(states[i]->tokens.end(), entries[i].tokens.begin(), entries[i].tokens.end());
+    states[i]->logits.swap(states[i]->next_logits);
+  }
+}
+
+Engine::Engine(std::unique_ptr<EngineImpl> impl) : impl_(std::move(impl)) {}
+Engine::~Engine() = default;
+
+std::shared_ptr<Engine> Engine::create(std::shared_ptr<const Model> model, const EngineOptions& options) {
+  return std::shared_ptr<Engine>(new Engine(std::make_unique<EngineImpl>(std::move(model), options)));
+}
+
+const Model& Engine::model() const { return *impl_->model; }
+EngineInfo Engine::info() const { return impl_->info(); }
+Session Engine::open_session() { return Session(shared_from_this(), std::make_unique<SequenceState>()); }
+
+void Engine::advance(std::span<const Entry> entries, const StopCheck& stop) {
+  std::vector<SequenceState*> states;
+  for (const Entry& entry : entries) {
+    if (!entry.session || entry.session->engine_.get() != this)
+      throw std::invalid_argument(error_text("engine", "session", "one of this engine", "another", "open it here"));
+    states.push_back(entry.session->state_.get());
+  }
+  impl_->advance(entries, states, stop);
+}
+
+Session::Session(std::shared_ptr<Engine> engine, std::unique_ptr<SequenceState> state)
+    : engine_(std::move(engine)), state_(std::move(state)) {}
+Session::Session(Session&&) noexcept = default;
+
+Session& Session::operator=(Session&& other) noexcept {
+  std::swap(engine_, other.engine_);
+  std::swap(state_, other.state_);
+  return *this;
+}
+
+Session::~Session() {
+  if (state_) engine_->impl_->truncate(*state_, 0);
+}
+
+void Session::prefill(std::span<const int32_t> tokens, const StopCheck& stop) {
+  const Engine::Entry entry{this, tokens};
+  engine_->advance({&entry, 1}, stop);
+}
+
+std::span<const float> Session::logits() const {
+  const size_t n_vocab = static_cast<size_t>(engine_->model().config().n_vocab);
+  if (state_->logits.empty()) return {};
+  return std::span<const float>(state_->logits).last(n_vocab);
+}
+
+std::span<const float> Session::all_logits() const { return state_->logits; }
+int64_t Session::n_past() const { return static_cast<int64_t>(state_->tokens.size()); }
+const std::vector<int32_t>& Session::tokens() const { return state_->tokens; }
+void Session::truncate(int64_t n_positions) { engine_->impl_->truncate(*state_, n_positions); }
+void Session::cancel() { state_->cancelled.store(true, std::memory_order_relaxed); }
+
+}  // namespace hotset

@@ -1,0 +1,197 @@
+// hotset's public C++ interface: load a model, make an engine, generate text.
+//
+//   auto model = hotset::Model::load("model.gguf");
+//   auto engine = hotset::Engine::create(model, {});
+//   hotset::Generation generation(engine, {model->tokenizer().encode("Once upon a time")}, {});
+//   while (generation.next()) for (const auto& token : generation.tokens()) std::cout << token.text;
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+#include "core/log.h"
+#include "core/model.h"
+#include "core/sampler.h"
+#include "core/tokenizer.h"
+
+namespace hotset {
+
+class EngineImpl;
+class SequenceState;
+
+// Version and build of the library, for `--version`, `doctor` and benchmark rows.
+const char* version();
+const char* build_commit();
+
+struct EngineOptions {
+  int32_t n_threads = 0;         // 0 = one per physical core
+  int64_t n_ctx = 0;             // positions a sequence may reach; 0 = what the model was trained for
+  int32_t n_batch = 512;         // rows computed at once in prefill
+  int32_t n_sequences = 0;       // sequences that may be open at n_ctx each; 0 = no fixed number, memory is the limit
+  std::string kv_type = "auto";  // "f16", "f32", or "auto": f32 for models whose weights are all F32, else f16
+  std::string mode = "auto";     // "auto" | "dense" (sparse modes: see docs)
+  std::string device = "auto";   // "auto" | "cpu" | "cuda"
+  std::string isa;               // "" = best here (or HOTSET_ISA), "generic", "avx2", "avx512"
+  LogSink log;
+};
+
+// What an engine runs on and what it costs. Bytes are exact sums of what was mapped or reserved.
+struct EngineInfo {
+  std::string device;        // "cpu"
+  std::string isa;           // kernels in use
+  std::string mode;          // mode in effect
+  std::string kv_type;       // type in effect
+  int32_t n_threads = 0;
+  int64_t n_ctx = 0;
+  uint64_t weight_bytes = 0;        // mapped from the file, not copied
+  uint64_t weight_bytes_per_token = 0;  // read by one dense decode token
+  uint64_t kv_bytes_per_position = 0;
+  uint64_t buffer_bytes = 0;        // activations and scratch
+};
+
+// Asked between operations while computing; true stops the step with CancelledError. May be empty.
+using StopCheck = std::function<bool()>;
+
+class Session;
+
+// Owns the device, the plans and the KV blocks. Thread-safe: steps of several sessions are computed one after another.
+class Engine : public std::enable_shared_from_this<Engine> {
+ public:
+  // Throws std::invalid_argument (options), UnsupportedModelError, OutOfMemoryError, DeviceError.
+  static std::shared_ptr<Engine> create(std::shared_ptr<const Model> model, const EngineOptions& options);
+  ~Engine();
+
+  const Model& model() const;
+  EngineInfo info() const;
+  Session open_session();
+
+  // Tokens to add to one session in a step, and which of their logits are wanted.
+  struct Entry {
+    Session* session;
+    std::span<const int32_t> tokens;
+    bool all_logits = false;  // every position instead of the last only
+  };
+
+  // Adds tokens to several sessions in one pass (mixed prefill and decode). Either all entries advance or, when this
+  // throws, none does. Splits into chunks of n_batch rows. A row's result does not depend on what else is in the batch.
+  // Throws ContextLengthError, OutOfMemoryError, CancelledError, std::invalid_argument (token ids, a session twice).
+  void advance(std::span<const Entry> entries, const StopCheck& stop = {});
+
+ private:
+  friend class Session;
+  explicit Engine(std::unique_ptr<EngineImpl> impl);
+  std::unique_ptr<EngineImpl> impl_;
+};
+
+// One conversation: the tokens so far and their KV cache. Movable. Not thread-safe, but cancel() may be called from
+// any thread. Keeps its engine alive.
+class Session {
+ public:
+  Session(Session&&) noexcept;
+  Session& operator=(Session&&) noexcept;
+  ~Session();
+
+  // Adds tokens; afterwards logits() belongs to the last of them.
+  void prefill(std::span<const int32_t> tokens, const StopCheck& stop = {});
+
+  // Logits (n_vocab) of the last position of the latest advance; valid until the next one.
+  std::span<const float> logits() const;
+  // Logits of every position of the latest advance with all_logits: (n_tokens, n_vocab) row by row.
+  std::span<const float> all_logits() const;
+
+  int64_t n_past() const;                       // positions held
+  const std::vector<int32_t>& tokens() const;   // the tokens at those positions
+  void truncate(int64_t n_positions);           // forgets everything from n_positions on
+  void cancel();                                // ends the running advance of this session, or else the next one
+
+ private:
+  friend class Engine;
+  Session(std::shared_ptr<Engine> engine, std::unique_ptr<SequenceState> state);
+  std::shared_ptr<Engine> engine_;
+  std::unique_ptr<SequenceState> state_;
+};
+
+enum class FinishReason { kNone, kStop, kLength, kCancelled };
+const char* finish_reason_name(FinishReason reason);  // "", "stop", "length", "cancelled"
+
+struct GenerateOptions {
+  int64_t max_tokens = 256;         // -1 = until an end token or the end of the context
+  SamplerOptions sampler;           // sequence i of a batch uses seed + i
+  std::vector<std::string> stop;    // generation ends before the first of these texts
+  bool ignore_eos = false;
+  bool context_shift = false;       // at the end of the context keep the first token and the later half, and go on
+  bool special = false;             // show control tokens in the text
+  // Called with (sequence, its logits) before sampling; may change them. Empty = none.
+  std::function<void(size_t, std::span<float>)> logits_processor;
+};
+
+// One generated token of one sequence. `text` may be "" (inside a character or a possible stop text) and may carry the
+// bytes of earlier tokens that were held back.
+struct GeneratedToken {
+  size_t sequence = 0;
+  int64_t index = 0;   // 0 for the first generated token
+  int32_t id = -1;     // -1: no new token, only the rest of the text with the finish reason
+  float logprob = 0;
+  std::string text;
+  FinishReason finish = FinishReason::kNone;
+};
+
+struct GenerateStats {
+  int64_t n_prompt = 0;       // prompt tokens computed, all sequences
+  int64_t n_generated = 0;    // tokens sampled, all sequences
+  double prompt_ms = 0;       // time in prefill
+  double generate_ms = 0;     // time in decode steps and sampling after the first token
+  double first_token_ms = 0;  // from the first next() to the first token
+};
+
+// Generates from one or several prompts in one pass, a token per sequence and call. Used by one thread at a time;
+// cancel() may come from any thread.
+class Generation {
+ public:
+  // Throws std::invalid_argument for empty prompts or bad options, ContextLengthError when a prompt does not fit.
+  Generation(std::shared_ptr<Engine> engine, std::vector<std::vector<int32_t>> prompts, const GenerateOptions& options);
+  ~Generation();
+
+  // Computes the next token of every unfinished sequence; false when all are finished. tokens() then holds the new
+  // ones. At the end of the context without context_shift: ContextLengthError; what was generated has been delivered.
+  bool next(const StopCheck& stop = {});
+
+  const std::vector<GeneratedToken>& tokens() const;
+  const GenerateStats& stats() const;
+
+  // Ends all sequences with FinishReason::kCancelled within a token, during prefill too.
+  void cancel();
+
+ private:
+  struct Sequence;
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// Mean negative log likelihood per token as llama-perplexity computes it.
+struct PerplexityResult {
+  double nll_mean = 0;
+  double nll_error = 0;   // standard error of the mean
+  int64_t n_scored = 0;
+  double ppl() const;
+  double ppl_error() const;
+};
+
+// Cuts `tokens` into chunks of n_ctx, replaces each chunk's first token by BOS where the vocabulary adds one, and scores
+// the second half of each chunk. `progress(chunks done, chunks, so far)` may be empty.
+// Throws std::invalid_argument when there are fewer than 2 * n_ctx tokens.
+PerplexityResult perplexity(Engine& engine, std::span<const int32_t> tokens, int64_t n_ctx,
+                            const std::function<void(int64_t, int64_t, const PerplexityResult&)>& progress,
+                            const StopCheck& stop = {});
+
+// Natural log of softmax(logits)[id], computed in double.
+double log_softmax_at(std::span<const float> logits, int32_t id);
+
+}  // namespace hotset

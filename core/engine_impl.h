@@ -1,0 +1,68 @@
+// Private state of Engine and Session.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "core/device.h"
+#include "core/engine.h"
+#include "core/executor.h"
+#include "core/kv_cache.h"
+
+namespace hotset {
+
+// What a sequence remembers: its tokens, the KV blocks that hold them, the logits of its latest advance.
+class SequenceState {
+ public:
+  std::vector<int32_t> tokens;
+  std::vector<int32_t> blocks;            // block numbers in order of position
+  std::vector<std::byte*> addresses;      // of the same blocks
+  std::vector<float> logits;              // (n, n_vocab) of the latest successful advance
+  std::vector<float> next_logits;         // being written by the running advance
+  std::atomic<bool> cancelled{false};
+};
+
+class EngineImpl {
+ public:
+  EngineImpl(std::shared_ptr<const Model> model, const EngineOptions& options);
+
+  EngineInfo info() const;
+  void advance(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states,
+               const StopCheck& stop);
+  // Forgets positions from n on and gives their blocks back.
+  void truncate(SequenceState& state, int64_t n);
+
+  const std::shared_ptr<const Model> model;
+
+ private:
+  // One entry of the running advance: how many of its tokens are computed, where its next logits go.
+  struct Progress {
+    const Engine::Entry* entry;
+    SequenceState* state;
+    size_t done = 0;
+    size_t n_logits = 0;
+  };
+
+  void check(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states) const;
+  void reserve_blocks(SequenceState& state, size_t n_positions);
+  std::byte* block_address(int32_t block);
+  bool fill_step(std::vector<Progress>& progress);
+  void collect_logits(std::vector<Progress>& progress);
+
+  std::mutex mutex_;  // held during advance and truncate
+  EngineOptions options_;
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<Executor> executor_;
+  DType kv_type_ = DType::kF16;
+  int64_t n_ctx_ = 0;
+  uint64_t memory_limit_ = 0;
+  std::unique_ptr<KvBlockPool> pool_;
+  int64_t blocks_per_slab_ = 1;
+  std::vector<std::unique_ptr<DeviceMemory>> slabs_;  // KV memory, allocated as sequences grow
+  StepParams params_;
+  std::vector<size_t> output_owner_;  // for each output row of the step, the index of its entry
+};
+
+}  // namespace hotset

@@ -1,0 +1,256 @@
+// Generation: sampling loop over one or several sequences, stop texts, end of context.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "core/engine.h"
+
+namespace hotset {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double ms_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+// Releases text unless it may be the beginning of a stop text; cuts it at the first stop text.
+class StopFilter {
+ public:
+  explicit StopFilter(const std::vector<std::string>& stops) : stops_(stops) {}
+
+  // Adds text, returns what may be shown; sets `stopped` when a stop text was completed.
+  std::string push(const std::string& text, bool& stopped) {
+    held_ += text;
+    size_t first = std::string::npos;
+    for (const std::string& stop : stops_) first = std::min(first, held_.find(stop));
+    stopped = first != std::string::npos;
+    const size_t n_show = stopped ? first : held_.size() - possible_start();
+    std::string out = held_.substr(0, n_show);
+    held_.erase(0, stopped ? held_.size() : n_show);
+    return out;
+  }
+
+  std::string flush() {
+    std::string out;
+    out.swap(held_);
+    return out;
+  }
+
+ private:
+  // Length of the longest end of held_ that begins a stop text.
+  size_t possible_start() const {
+    size_t longest = 0;
+    for (const std::string& stop : stops_)
+      for (size_t n = std::min(stop.size() - 1, held_.size()); n > longest; --n)
+        if (held_.compare(held_.size() - n, n, stop, 0, n) == 0) longest = n;
+    return longest;
+  }
+
+  const std::vector<std::string>& stops_;
+  std::string held_;
+};
+
+// Whether the prompt holds text: a continuation keeps the space that a SentencePiece vocabulary starts a text with.
+bool follows_text(const Tokenizer& tokenizer, const std::vector<int32_t>& prompt) {
+  return std::any_of(prompt.begin(), prompt.end(), [&](int32_t id) {
+    return id < 0 || id >= tokenizer.n_vocab() || !tokenizer.is_control(id);
+  });
+}
+
+}  // namespace
+
+const char* finish_reason_name(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kNone: return "";
+    case FinishReason::kStop: return "stop";
+    case FinishReason::kLength: return "length";
+    case FinishReason::kCancelled: return "cancelled";
+  }
+  return "";
+}
+
+struct Generation::Sequence {
+  Sequence(Session session_in, std::vector<int32_t> prompt_in, const SamplerOptions& sampler_options,
+           std::shared_ptr<const Tokenizer> tokenizer, const std::vector<std::string>& stops)
+      : session(std::move(session_in)),
+        prompt(std::move(prompt_in)),
+        sampler(sampler_options),
+        decoder(tokenizer, follows_text(*tokenizer, prompt)),
+        filter(stops) {
+    for (const int32_t token : prompt) sampler.accept(token);
+  }
+
+  Session session;
+  std::vector<int32_t> prompt;
+  std::vector<int32_t> pending;  // tokens not yet in the session
+  Sampler sampler;
+  StreamDecoder decoder;
+  StopFilter filter;
+  int64_t n_generated = 0;
+  bool finished = false;
+};
+
+struct Generation::State {
+  std::shared_ptr<Engine> engine;
+  GenerateOptions options;
+  std::vector<std::unique_ptr<Sequence>> sequences;
+  std::vector<GeneratedToken> tokens;
+  std::vector<float> scratch;
+  GenerateStats stats;
+  Clock::time_point start;
+  bool started = false;
+  std::atomic<bool> cancelled{false};
+
+  void make_room(Sequence& sequence);
+  void advance(const StopCheck& stop);
+  void sample(size_t index);
+  void finish_all_cancelled();
+};
+
+Generation::Generation(std::shared_ptr<Engine> engine, std::vector<std::vector<int32_t>> prompts,
+                       const GenerateOptions& options)
+    : state_(std::make_unique<State>()) {
+  state_->engine = std::move(engine);
+  state_->options = options;
+  if (options.max_tokens < -1)
+    throw std::invalid_argument(error_text("generate", "max_tokens", "-1 or more", cat(options.max_tokens), "pass -1 for no limit"));
+  for (const std::string& stop : options.stop)
+    if (stop.empty())
+      throw std::invalid_argument(error_text("generate", "stop text", "at least one byte", "an empty one", "leave it out"));
+  const int64_t n_ctx = state_->engine->info().n_ctx;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    if (prompts[i].empty())
+      throw std::invalid_argument(error_text("generate", "prompt", "at least one token", "none", "pass some text"));
+    if (static_cast<int64_t>(prompts[i].size()) > n_ctx)
+      throw ContextLengthError(error_text("generate", "prompt", cat("at most ", n_ctx, " tokens"),
+                                          cat(prompts[i].size()), "shorten it or raise the context (-c, n_ctx)"));
+    SamplerOptions sampler = options.sampler;
+    if (sampler.seed) *sampler.seed += i;
+    state_->sequences.push_back(std::make_unique<Sequence>(state_->engine->open_session(), std::move(prompts[i]), sampler,
+                                                           state_->engine->model().shared_tokenizer(),
+                                                           state_->options.stop));
+    state_->sequences.back()->pending = state_->sequences.back()->prompt;
+    state_->sequences.back()->finished = options.max_tokens == 0;
+  }
+}
+
+Generation::~Generation() = default;
+
+// At the end of the context: either forget the middle (first token and later half stay) or say so.
+void Generation::State::make_room(Sequence& sequence) {
+  const int64_t n_ctx = engine->info().n_ctx;
+  const int64_t needed = sequence.session.n_past() + static_cast<int64_t>(sequence.pending.size());
+  if (needed <= n_ctx) return;
+  if (!options.context_shift || n_ctx < 4)
+    throw ContextLengthError(error_text("generate", "context", cat("room for position ", needed), cat("a full context of ", n_ctx),
+                                        "raise it (-c, n_ctx), ask for fewer tokens, or use --context-shift"));
+  const std::vector<int32_t> all = sequence.session.tokens();
+  std::vector<int32_t> kept{all[0]};
+  kept.insert(kept.end(), all.end() - static_cast<std::ptrdiff_t>(n_ctx / 2 - 1), all.end());
+  kept.insert(kept.end(), sequence.pending.begin(), sequence.pending.end());
+  sequence.session.truncate(0);
+  sequence.pending = std::move(kept);
+}
+
+void Generation::State::advance(const StopCheck& stop) {
+  std::vector<Engine::Entry> entries;
+  for (const auto& sequence : sequences) {
+    if (sequence->finished) continue;
+    make_room(*sequence);
+    entries.push_back({&sequence->session, sequence->pending});
+  }
+  engine->advance(entries, [&] { return cancelled.load(std::memory_order_relaxed) || (stop && stop()); });
+  for (const auto& sequence : sequences) sequence->pending.clear();
+}
+
+void Generation::State::sample(size_t index) {
+  Sequence& sequence = *sequences[index];
+  std::span<const float> logits = sequence.session.logits();
+  if (options.logits_processor) {
+    scratch.assign(logits.begin(), logits.end());
+    options.logits_processor(index, scratch);
+    logits = scratch;
+  }
+  const SampledToken sampled = sequence.sampler.sample(logits);
+  sequence.sampler.accept(sampled.id);
+  ++stats.n_generated;
+  GeneratedToken out;
+  out.sequence = index;
+  out.index = sequence.n_generated++;
+  out.logprob = sampled.logprob;
+  const Tokenizer& tokenizer = engine->model().tokenizer();
+  bool stopped = false;
+  if (sampled.id >= tokenizer.n_vocab()) {
+    throw Error(error_text("generate", "token", cat("an id below ", tokenizer.n_vocab()), cat(sampled.id),
+                           "check the vocabulary of the model file"));
+  } else if (tokenizer.is_end(sampled.id) && !options.ignore_eos) {
+    out.text = sequence.filter.push(sequence.decoder.flush(), stopped) + sequence.filter.flush();
+    out.finish = FinishReason::kStop;
+  } else {
+    out.id = sampled.id;
+    const std::string text = options.special && tokenizer.is_control(sampled.id) ? tokenizer.piece(sampled.id, true)
+                                                                                 : sequence.decoder.push(sampled.id);
+    out.text = sequence.filter.push(text, stopped);
+    sequence.pending = {sampled.id};
+    if (stopped) {
+      out.finish = FinishReason::kStop;
+    } else if (options.max_tokens >= 0 && sequence.n_generated >= options.max_tokens) {
+      out.text += sequence.filter.push(sequence.decoder.flush(), stopped);
+      if (!stopped) out.text += sequence.filter.flush();
+      out.finish = FinishReason::kLength;
+    }
+  }
+  sequence.finished = out.finish != FinishReason::kNone;
+  tokens.push_back(std::move(out));
+}
+
+void Generation::State::finish_all_cancelled() {
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    Sequence& sequence = *sequences[i];
+    if (sequence.finished) continue;
+    GeneratedToken out;
+    out.sequence = i;
+    out.index = sequence.n_generated;
+    bool stopped = false;
+    out.text = sequence.filter.push(sequence.decoder.flush(), stopped);
+    if (!stopped) out.text += sequence.filter.flush();
+    out.finish = FinishReason::kCancelled;
+    sequence.finished = true;
+    tokens.push_back(std::move(out));
+  }
+}
+
+bool Generation::next(const StopCheck& stop) {
+  State& state = *state_;
+  state.tokens.clear();
+  if (std::all_of(state.sequences.begin(), state.sequences.end(), [](const auto& s) { return s->finished; })) return false;
+  const bool first = !state.started;
+  const Clock::time_point begin = Clock::now();
+  if (first) {
+    state.started = true;
+    state.start = begin;
+    for (const auto& sequence : state.sequences) state.stats.n_prompt += static_cast<int64_t>(sequence->prompt.size());
+  }
+  try {
+    state.advance(stop);
+  } catch (const CancelledError&) {
+    if (!state.cancelled.load(std::memory_order_relaxed)) throw;  // the caller's own stop check: its business
+    state.finish_all_cancelled();
+    return true;
+  }
+  if (first) state.stats.prompt_ms = ms_since(begin);
+  for (size_t i = 0; i < state.sequences.size(); ++i)
+    if (!state.sequences[i]->finished) state.sample(i);
+  if (first)
+    state.stats.first_token_ms = ms_since(state.start);
+  else
+    state.stats.generate_ms += ms_since(begin);
+  return true;
+}
+
+const std::vector<GeneratedToken>& Generation::tokens() const { return state_->tokens; }
+const GenerateStats& Generation::stats() const { return state_->stats; }
+void Generation::cancel() { state_->cancelled.store(true, std::memory_order_relaxed); }
+
+}  // namespace hotset

@@ -1,0 +1,115 @@
+#include "core/model.h"
+
+#include <cmath>
+
+#include "core/error.h"
+#include "core/gguf.h"
+#include "core/tokenizer_gguf.h"
+#include "core/weights.h"
+
+namespace hotset {
+namespace {
+
+// "7M", "1.2B": a parameter count as people say it.
+std::string count_text(uint64_t n) {
+  const double value = static_cast<double>(n);
+  char text[32];
+  if (value >= 1e9)
+    std::snprintf(text, sizeof text, "%.*fB", value < 1e10 ? 1 : 0, value / 1e9);
+  else if (value >= 1e6)
+    std::snprintf(text, sizeof text, "%.0fM", value / 1e6);
+  else
+    std::snprintf(text, sizeof text, "%.0fK", value / 1e3);
+  return text;
+}
+
+// The type that holds most of the bytes.
+std::string main_type(const GgufFile& file) {
+  const GgufTensor* best = nullptr;
+  std::vector<uint64_t> bytes(64, 0);
+  for (const GgufTensor& tensor : file.tensors()) {
+    if (tensor.type >= bytes.size() || !find_dtype(tensor.type)) continue;
+    bytes[tensor.type] += tensor.n_bytes;
+    if (!best || bytes[tensor.type] > bytes[best->type]) best = &tensor;
+  }
+  return best ? find_dtype(best->type)->name : "?";
+}
+
+void warn_about_activation(const ModelConfig& config, const LogSink& log) {
+  if (config.activation_stated) return;
+  log_to(log, LogLevel::kWarning,
+         cat("[model] the file does not say its activation; taking ", activation_name(config.activation),
+             ", the usual one of ", config.arch_name, " (--activation overrides)"));
+}
+
+}  // namespace
+
+std::shared_ptr<const Model> Model::load(const std::string& path, const ModelOptions& options) {
+  auto model = std::shared_ptr<Model>(new Model());
+  model->path_ = path;
+  model->file_ = GgufFile::open(path);
+  if (model->file_->is_powerinfer())
+    throw UnsupportedModelError(error_text("model", "magic of " + quoted(path, 200), "\"GGUF\"", "\"PWRI\" (PowerInfer)",
+                                           "convert the original checkpoint with `hotset convert`"));
+  model->config_ = read_model_config(*model->file_, options.activation);
+  model->weights_ = std::make_unique<const Weights>(read_weights(*model->file_, model->config_));
+  model->tokenizer_ = Tokenizer::create(tokenizer_data_from_gguf(*model->file_));
+  if (model->tokenizer_->n_vocab() > model->config_.n_vocab)
+    throw ModelFormatError(error_text("model", "vocabulary", cat("at most ", model->config_.n_vocab, " tokens"),
+                                      cat(model->tokenizer_->n_vocab()), "convert the model again"));
+  warn_about_activation(model->config_, options.log);
+  return model;
+}
+
+std::shared_ptr<const Tokenizer> Model::load_tokenizer(const std::string& path) {
+  return Tokenizer::create(tokenizer_data_from_gguf(*GgufFile::open(path)));
+}
+
+Model::~Model() = default;
+
+std::string Model::name() const {
+  if (const auto name = file_->get_string("general.name")) return *name;
+  return path_.substr(path_.find_last_of('/') + 1);
+}
+
+std::string Model::type_text() const {
+  return cat(config_.arch_name, " ", count_text(weights_->n_params), " ", main_type(*file_));
+}
+
+uint64_t Model::n_params() const { return weights_->n_params; }
+uint64_t Model::size_bytes() const { return weights_->size_bytes; }
+
+std::string Model::chat_template() const { return file_->get_string("tokenizer.chat_template").value_or(""); }
+
+Inspection inspect(const std::string& path) {
+  const auto file = GgufFile::open(path);
+  Inspection out;
+  out.path = path;
+  out.file_bytes = file->size_bytes();
+  out.version = file->version();
+  for (const auto& [key, value] : file->metadata()) {
+    std::string type = gguf_type_name(value.type);
+    if (const auto* array = std::get_if<GgufArray>(&value.value)) type += cat("[", gguf_type_name(array->element), "]");
+    out.metadata.push_back({key, type, gguf_value_text(value)});
+  }
+  for (const GgufTensor& tensor : file->tensors()) {
+    const DTypeInfo* info = find_dtype(tensor.type);
+    out.tensors.push_back({tensor.name, info ? info->name : cat("type ", tensor.type), shape_text(tensor.shape),
+                           tensor.n_bytes});
+    out.n_params += static_cast<uint64_t>(tensor.shape.n_elements());
+  }
+  try {
+    const auto model = Model::load(path);
+    const ModelConfig& config = model->config();
+    out.runs = true;
+    out.verdict = cat("runs: ", model->type_text(), ", activation ", activation_name(config.activation),
+                      config.activation_stated ? "" : " (not stated, the usual one)", ", ",
+                      model->weights().layers[0].ffn_down_t ? "neuron-major (ffn_down_t)" : "standard layout (ffn_down)",
+                      ", context ", config.n_ctx_train);
+  } catch (const std::exception& error) {
+    out.verdict = cat("does not run: ", error.what());
+  }
+  return out;
+}
+
+}  // namespace hotset

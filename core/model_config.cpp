@@ -1,0 +1,126 @@
+#include "core/model_config.h"
+
+#include <cmath>
+
+#include "core/error.h"
+#include "core/gguf.h"
+
+namespace hotset {
+namespace {
+
+constexpr char kRemedy[] = "download or convert the file again";
+
+// Reads `<arch>.<name>` keys of one file with the checks every number gets.
+class ConfigReader {
+ public:
+  ConfigReader(const GgufFile& file, std::string prefix) : file_(file), prefix_(std::move(prefix)) {}
+
+  std::string key(const std::string& name) const { return prefix_ + "." + name; }
+
+  [[noreturn]] void fail(const std::string& name, const std::string& expected, const std::string& got) const {
+    throw ModelFormatError(error_text("config", "key " + quoted(key(name)), expected, got, kRemedy));
+  }
+  [[noreturn]] void unsupported(const std::string& name, const std::string& expected, const std::string& got) const {
+    throw UnsupportedModelError(error_text("config", "key " + quoted(key(name)), expected, got,
+                                           "use a model of a kind that `hotset inspect` says will run"));
+  }
+
+  int64_t integer(const std::string& name, int64_t low, int64_t high, int64_t fallback = -1) const {
+    const std::optional<int64_t> value = file_.get_int(key(name));
+    if (!value && fallback < 0) fail(name, cat("an integer from ", low, " to ", high), "nothing");
+    const int64_t out = value.value_or(fallback);
+    if (out < low || out > high) fail(name, cat("an integer from ", low, " to ", high), cat(out));
+    return out;
+  }
+
+  float number(const std::string& name, double low, double high, double fallback) const {
+    const std::optional<double> value = file_.get_float(key(name));
+    if (!value && std::isnan(fallback)) fail(name, cat("a number from ", low, " to ", high), "nothing");
+    const double out = value.value_or(fallback);
+    if (!(out >= low && out <= high)) fail(name, cat("a number from ", low, " to ", high), cat(out));
+    return static_cast<float>(out);
+  }
+
+  // Head counts and FFN sizes may be an array with one value per layer; only equal values are built.
+  int64_t per_layer(const std::string& name, int64_t n_layer, int64_t low, int64_t high, int64_t fallback = -1) const {
+    const GgufValue* value = file_.find(key(name));
+    if (!value || value->type != GgufType::kArray) return integer(name, low, high, fallback);
+    const std::vector<int64_t> values = *file_.get_int_array(key(name));
+    if (static_cast<int64_t>(values.size()) != n_layer) fail(name, cat(n_layer, " values"), cat(values.size()));
+    for (const int64_t each : values) {
+      if (each < low || each > high) fail(name, cat("integers from ", low, " to ", high), cat(each));
+      if (each != values[0]) unsupported(name, "the same value in every layer", "different ones");
+    }
+    return values[0];
+  }
+
+ private:
+  const GgufFile& file_;
+  std::string prefix_;
+};
+
+void read_rope(const GgufFile& file, const ConfigReader& reader, ModelConfig& config) {
+  config.n_rot = reader.integer("rope.dimension_count", 2, config.head_dim, config.head_dim);
+  if (config.n_rot % 2 != 0) reader.fail("rope.dimension_count", "an even number", cat(config.n_rot));
+  config.rope_freq_base = reader.number("rope.freq_base", 1, 1e12, 10000);
+  const std::string type = file.get_string(reader.key("rope.scaling.type")).value_or("none");
+  if (type == "linear") {
+    config.rope_scaling = RopeScaling::kLinear;
+    config.rope_scale = reader.number("rope.scaling.factor", 1e-3, 1e6, std::nan(""));
+  } else if (type != "none") {
+    reader.unsupported("rope.scaling.type", "none or linear (llama3 scaling comes as the tensor rope_freqs.weight)",
+                       quoted(type));
+  } else if (file.find(reader.key("rope.scale_linear"))) {  // the older spelling of linear scaling
+    config.rope_scale = reader.number("rope.scale_linear", 1e-3, 1e6, 1);
+    if (config.rope_scale != 1) config.rope_scaling = RopeScaling::kLinear;
+  }
+}
+
+void read_activation(const GgufFile& file, const ConfigReader& reader, const std::string& chosen, ModelConfig& config) {
+  const std::optional<std::string> stated = file.get_string(reader.key("hidden_activation"));
+  config.activation = config.arch->usual_activation;
+  config.activation_stated = stated.has_value() || !chosen.empty();
+  const std::string name = chosen.empty() ? stated.value_or(activation_name(config.activation)) : chosen;
+  const std::optional<Activation> activation = parse_activation(name);
+  if (!activation && !chosen.empty())
+    throw std::invalid_argument(error_text("config", "--activation", "silu or relu", quoted(name), "choose one of them"));
+  if (!activation) reader.unsupported("hidden_activation", "silu or relu", quoted(name));
+  config.activation = *activation;
+}
+
+}  // namespace
+
+ModelConfig read_model_config(const GgufFile& file, const std::string& activation) {
+  const std::optional<std::string> name = file.get_string("general.architecture");
+  if (!name)
+    throw ModelFormatError(error_text("config", "key \"general.architecture\"", "a string", "nothing", kRemedy));
+  ModelConfig config;
+  config.arch_name = *name;
+  config.arch = find_architecture(*name);
+  if (!config.arch)
+    throw UnsupportedModelError(error_text("config", "architecture", known_architectures(), quoted(*name),
+                                           "use a model of one of these families"));
+  const ConfigReader reader(file, *name);
+  config.n_layer = reader.integer("block_count", 1, 1024);
+  config.n_embd = reader.integer("embedding_length", 1, 1 << 20);
+  config.n_ff = reader.per_layer("feed_forward_length", config.n_layer, 1, 1 << 24);
+  config.n_head = reader.per_layer("attention.head_count", config.n_layer, 1, 1 << 14);
+  config.n_head_kv = reader.per_layer("attention.head_count_kv", config.n_layer, 1, 1 << 14, config.n_head);
+  if (config.n_head % config.n_head_kv != 0)
+    reader.fail("attention.head_count_kv", cat("a divisor of ", config.n_head, " heads"), cat(config.n_head_kv));
+  if (!file.find(reader.key("attention.key_length")) && config.n_embd % config.n_head != 0)
+    reader.fail("attention.head_count", cat("a divisor of ", config.n_embd), cat(config.n_head));
+  config.head_dim = reader.integer("attention.key_length", 2, 1 << 12, config.n_embd / config.n_head);
+  const int64_t value_dim = reader.integer("attention.value_length", 1, 1 << 12, config.head_dim);
+  if (value_dim != config.head_dim)
+    reader.unsupported("attention.value_length", cat(config.head_dim, " as the keys have"), cat(value_dim));
+  config.n_ctx_train = reader.integer("context_length", 1, int64_t{1} << 30);
+  config.norm_eps = reader.number("attention.layer_norm_rms_epsilon", 0, 1, std::nan(""));
+  if (reader.integer("expert_count", 0, 1 << 16, 0) != 0)
+    reader.unsupported("expert_count", "a dense model", "experts");
+  read_rope(file, reader, config);
+  read_activation(file, reader, activation, config);
+  return config;
+}
+
+}  // namespace hotset

@@ -1,0 +1,23 @@
+// Writes plans: the one place where models and devices meet.
+#pragma once
+
+#include <cstdint>
+
+#include "core/model_config.h"
+#include "core/plan.h"
+#include "core/weights.h"
+
+namespace hotset {
+
+struct PlanOptions {
+  int64_t max_rows = 512;
+  int64_t max_output_rows = 512;
+  int64_t max_positions = 0;
+  DType kv_type = DType::kF16;  // kF16 or kF32
+};
+
+// The plan that computes a batch of rows of a model on one device, every unit of every layer (dense).
+// The plan's weights view the model's memory.
+Plan build_dense_plan(const ModelConfig& config, const Weights& weights, const PlanOptions& options);
+
+}  // namespace hotset

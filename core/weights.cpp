@@ -1,0 +1,106 @@
+#include "core/weights.h"
+
+#include <set>
+
+#include "core/error.h"
+#include "core/gguf.h"
+#include "core/model_config.h"
+
+namespace hotset {
+namespace {
+
+// Takes tensors out of a file one by one and remembers which were taken.
+class WeightReader {
+ public:
+  explicit WeightReader(const GgufFile& file) : file_(file) {}
+
+  bool has(const std::string& name) const { return file_.find_tensor(name) != nullptr; }
+
+  NamedTensor matrix(const std::string& name, int64_t n_in, int64_t n_out) {
+    return take(name, shape_of(n_in, n_out), false);
+  }
+  NamedTensor vector(const std::string& name, int64_t n) { return take(name, shape_of(n), true); }
+
+  // Every tensor of the file must have been taken.
+  void finish() const {
+    for (const GgufTensor& tensor : file_.tensors())
+      if (!taken_.count(tensor.name))
+        throw UnsupportedModelError(error_text("weights", "tensor " + quoted(tensor.name),
+                                               "only tensors that this architecture uses", "one it does not know",
+                                               "use a model without it"));
+  }
+
+ private:
+  NamedTensor take(const std::string& name, const Shape& shape, bool f32_only) {
+    const GgufTensor* tensor = file_.find_tensor(name);
+    const std::string what = "tensor " + quoted(name);
+    if (!tensor)
+      throw ModelFormatError(error_text("weights", what, shape_text(shape), "nothing", "convert the model again"));
+    if (!(tensor->shape == shape))
+      throw ModelFormatError(error_text("weights", what, "shape " + shape_text(shape), shape_text(tensor->shape),
+                                        "convert the model again"));
+    const DType dtype = static_cast<DType>(tensor->type);
+    const bool known = find_dtype(tensor->type) != nullptr;
+    if (!known || !dtype_has_kernels(dtype) || (f32_only && dtype != DType::kF32))
+      throw UnsupportedModelError(error_text("weights", "type of " + what,
+                                             f32_only ? "F32" : "F32, F16, BF16, Q8_0 or Q4_0",
+                                             known ? dtype_name(dtype) : cat("type number ", tensor->type),
+                                             "use a file of another quantisation"));
+    taken_.insert(name);
+    NamedTensor out;
+    out.name = name;
+    out.view = TensorView{tensor->data, dtype, shape.ne[0], shape.ne[1], row_bytes(dtype, shape.ne[0])};
+    return out;
+  }
+
+  const GgufFile& file_;
+  std::set<std::string> taken_;
+};
+
+LayerWeights read_layer(WeightReader& reader, const ModelConfig& config, int64_t layer) {
+  const std::string prefix = cat("blk.", layer, ".");
+  const int64_t n_q = config.n_head * config.head_dim;
+  const int64_t n_kv = config.n_head_kv * config.head_dim;
+  LayerWeights out;
+  out.attn_norm = reader.vector(prefix + "attn_norm.weight", config.n_embd);
+  out.attn_q = reader.matrix(prefix + "attn_q.weight", config.n_embd, n_q);
+  out.attn_k = reader.matrix(prefix + "attn_k.weight", config.n_embd, n_kv);
+  out.attn_v = reader.matrix(prefix + "attn_v.weight", config.n_embd, n_kv);
+  out.attn_output = reader.matrix(prefix + "attn_output.weight", n_q, config.n_embd);
+  out.ffn_norm = reader.vector(prefix + "ffn_norm.weight", config.n_embd);
+  out.ffn_gate = reader.matrix(prefix + "ffn_gate.weight", config.n_embd, config.n_ff);
+  out.ffn_up = reader.matrix(prefix + "ffn_up.weight", config.n_embd, config.n_ff);
+  if (reader.has(prefix + "ffn_down_t.weight"))
+    out.ffn_down_t = reader.matrix(prefix + "ffn_down_t.weight", config.n_embd, config.n_ff);
+  else
+    out.ffn_down = reader.matrix(prefix + "ffn_down.weight", config.n_ff, config.n_embd);
+  return out;
+}
+
+}  // namespace
+
+Weights read_weights(const GgufFile& file, ModelConfig& config) {
+  const GgufTensor* table = file.find_tensor("token_embd.weight");
+  if (!table)
+    throw ModelFormatError(error_text("weights", "tensor \"token_embd.weight\"", "an embedding table", "nothing",
+                                      "use a file with weights, not a vocabulary alone"));
+  config.n_vocab = table->shape.ne[1];
+  WeightReader reader(file);
+  Weights out;
+  out.token_embd = reader.matrix("token_embd.weight", config.n_embd, config.n_vocab);
+  out.output_norm = reader.vector("output_norm.weight", config.n_embd);
+  out.tied = !reader.has("output.weight");
+  out.output = out.tied ? out.token_embd : reader.matrix("output.weight", config.n_embd, config.n_vocab);
+  if (reader.has("rope_freqs.weight")) out.rope_freqs = reader.vector("rope_freqs.weight", config.n_rot / 2);
+  for (int64_t layer = 0; layer < config.n_layer; ++layer) out.layers.push_back(read_layer(reader, config, layer));
+  reader.finish();
+  out.all_f32 = true;
+  for (const GgufTensor& tensor : file.tensors()) {
+    out.n_params += static_cast<uint64_t>(tensor.shape.n_elements());
+    out.size_bytes += tensor.n_bytes;
+    out.all_f32 = out.all_f32 && tensor.type == static_cast<uint32_t>(DType::kF32);
+  }
+  return out;
+}
+
+}  // namespace hotset
