@@ -1,0 +1,69 @@
+// The CPU as a device: memory from the operating system, programs run by a thread team.
+#include <sys/mman.h>
+
+#include "core/devices.h"
+#include "core/error.h"
+#include "core/thread_pool.h"
+#include "cpu/cpu_program.h"
+#include "cpu/phase_builder.h"
+
+namespace hotset {
+namespace cpu {
+namespace {
+
+class MappedMemory final : public DeviceMemory {
+ public:
+  explicit MappedMemory(size_t n_bytes) {
+    size_ = (n_bytes + 4095) / 4096 * 4096;
+    void* data = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (data == MAP_FAILED)
+      throw OutOfMemoryError(error_text("memory", "allocation", cat(n_bytes, " bytes"), "a refusal by the system",
+                                        "lower -c, use fewer sequences or a smaller model"));
+    data_ = static_cast<std::byte*>(data);
+  }
+  ~MappedMemory() override { ::munmap(data_, size_); }
+};
+
+class CpuDevice final : public Device {
+ public:
+  explicit CpuDevice(const CpuDeviceOptions& options)
+      : kernels_(kernels_for(options.isa.empty() ? nullptr : options.isa.c_str())), pool_(options.n_threads) {}
+
+  DeviceInfo info() const override { return {"cpu", "CPU", kernels_.isa, pool_.size()}; }
+
+  std::string why_unsupported(const Op& op, const Plan& plan) const override {
+    return PhaseBuilder::why_unsupported(op, plan);
+  }
+
+  std::unique_ptr<DeviceMemory> alloc(size_t n_bytes) override { return allocate(n_bytes); }
+
+  std::unique_ptr<Program> compile(const Plan& plan, int32_t lane) override {
+    for (const Step& step : plan.steps) {
+      if (step.lane != lane) continue;
+      const std::string lacks = why_unsupported(step.op, plan);
+      if (!lacks.empty())
+        throw DeviceError(error_text("cpu", "operation", "one this device can run", lacks, "use another model file"));
+    }
+    return std::make_unique<CpuProgram>(plan, lane, kernels_, pool_);
+  }
+
+  // The CPU computes at once, on the calling thread and its team.
+  void launch(Program& program, const StepParams& params) override { static_cast<CpuProgram&>(program).run(params); }
+  void synchronize() override {}
+
+ private:
+  const Kernels& kernels_;
+  ThreadPool pool_;
+};
+
+}  // namespace
+
+std::unique_ptr<DeviceMemory> allocate(size_t n_bytes) { return std::make_unique<MappedMemory>(n_bytes); }
+
+}  // namespace cpu
+
+std::unique_ptr<Device> make_cpu_device(const CpuDeviceOptions& options) {
+  return std::make_unique<cpu::CpuDevice>(options);
+}
+
+}  // namespace hotset

@@ -1,0 +1,99 @@
+// A compiled plan on the CPU: a list of phases that the whole thread team walks together.
+//
+// Each op becomes one or more phases; a phase is a set of independent tasks. Workers take tasks from the phase's counter
+// and meet at a barrier before the next phase. Which worker computes a task never changes its result.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/device.h"
+#include "core/thread_pool.h"
+#include "cpu/kernels.h"
+
+namespace hotset::cpu {
+
+// Consecutive rows of one sequence that attention computes together.
+struct RowTile {
+  int32_t first_row;
+  int32_t n_rows;
+};
+
+// What phases see of a step.
+struct StepContext {
+  const StepParams& params;
+  const Kernels& kernels;
+  int32_t n_workers;
+  int64_t n_rows;
+  int64_t n_output_rows;
+  const std::vector<RowTile>& tiles;
+
+  int64_t rows_of(BufferRows kind) const { return kind == BufferRows::kAll ? n_rows : n_output_rows; }
+};
+
+class Phase {
+ public:
+  virtual ~Phase() = default;
+  // Number of tasks for this step; the same on every worker. A phase of one task is run by worker 0.
+  virtual int64_t n_tasks(const StepContext& context) const = 0;
+  virtual void run(int64_t task, int32_t worker, const StepContext& context) const = 0;
+};
+
+// Zero-filled memory from the operating system, committed when touched.
+std::unique_ptr<DeviceMemory> allocate(size_t n_bytes);
+
+// The kernel table's index of a weight type; -1 when there are no kernels for it.
+int weight_type(DType dtype);
+inline WeightRows weight_rows(const TensorView& view) { return {view.data, view.row_stride, view.n_cols}; }
+inline bool is_block_type(DType dtype) { return dtype == DType::kQ8_0 || dtype == DType::kQ4_0; }
+
+// A float32 activation buffer in memory. Rows are `stride` floats apart and 64-byte aligned.
+struct RowBuffer {
+  float* data = nullptr;
+  int64_t stride = 0;
+  int64_t n_cols = 0;
+  BufferRows rows = BufferRows::kAll;
+  const Activation* acts = nullptr;  // one per row; q, scale and sum are null unless some block weight reads the buffer
+
+  float* row(int64_t index) const { return data + index * stride; }
+};
+
+class CpuProgram final : public Program {
+ public:
+  CpuProgram(const Plan& plan, int32_t lane, const Kernels& kernels, ThreadPool& pool);
+
+  const float* buffer(BufferId id) const override { return buffers_[static_cast<size_t>(id.index)].data; }
+  size_t buffer_bytes() const override { return memory_bytes_; }
+
+  // Runs all phases. Rethrows the first error of any worker; the buffers are then undefined.
+  void run(const StepParams& params);
+
+ private:
+  friend class PhaseBuilder;
+  void plan_tiles(const StepParams& params);
+  void walk(int32_t worker, const StepContext& context);
+
+  const Kernels& kernels_;
+  ThreadPool& pool_;
+  int64_t max_rows_;
+  int64_t max_output_rows_;
+  int64_t tile_rows_ = 1;
+  size_t memory_bytes_ = 0;
+  std::vector<std::unique_ptr<DeviceMemory>> memory_;
+  std::vector<RowBuffer> buffers_;
+  std::vector<std::vector<Activation>> activations_;
+  std::vector<std::unique_ptr<Phase>> phases_;
+  std::vector<RowTile> tiles_;
+
+  // One counter per phase on its own cache line: the next task to take.
+  struct alignas(64) Counter {
+    std::atomic<int64_t> next{0};
+  };
+  std::vector<Counter> counters_;
+  std::atomic<bool> failed_{false};
+  std::exception_ptr error_;  // written by the worker that turned failed_ to true
+};
+
+}  // namespace hotset::cpu

@@ -1,0 +1,59 @@
+#include <algorithm>
+
+#include "cpu/phases.h"
+
+namespace hotset::cpu {
+
+void multiply_rows(const StepContext& context, const TensorView& weight, int64_t first, int64_t n,
+                   const Activation* acts, int64_t n_acts, float* out, int64_t out_stride, std::byte* scratch) {
+  const int type = weight_type(weight.dtype);
+  if (n_acts == 1) {
+    context.kernels.dot_rows[type](weight_rows(weight), nullptr, first, n, acts[0], out + first);
+    return;
+  }
+  GemmArgs args;
+  args.w = weight_rows(weight);
+  args.first_row = first;
+  args.n_rows = n;
+  args.acts = acts;
+  args.n_acts = n_acts;
+  args.out = out + first;
+  args.out_stride = out_stride;
+  args.scratch = scratch;
+  context.kernels.gemm[type](args);
+}
+
+// Small enough that the last tasks do not leave workers idle, large enough to amortise a task and to fill the blocked
+// kernel's panels. One worker takes everything at once, unless there are many rows (the stop check comes per phase).
+int64_t MatMulPhase::rows_per_task(const StepContext& context) const {
+  int64_t total = 0;
+  for (const Part& part : parts_) total += part.weight.n_rows;
+  const int64_t n = div_up(total, context.n_workers * 8);
+  return std::clamp<int64_t>(div_up(n, 32) * 32, 32, 256);
+}
+
+int64_t MatMulPhase::n_tasks(const StepContext& context) const {
+  if (context.rows_of(in_.rows) == 0) return 0;
+  const int64_t each = rows_per_task(context);
+  int64_t n = 0;
+  for (const Part& part : parts_) n += div_up(part.weight.n_rows, each);
+  return n;
+}
+
+void MatMulPhase::run(int64_t task, int32_t worker, const StepContext& context) const {
+  const int64_t each = rows_per_task(context);
+  for (const Part& part : parts_) {
+    const int64_t n = div_up(part.weight.n_rows, each);
+    if (task >= n) {
+      task -= n;
+      continue;
+    }
+    const int64_t first = task * each;
+    multiply_rows(context, part.weight, first, std::min(each, part.weight.n_rows - first), in_.acts,
+                  context.rows_of(in_.rows), part.out.data, part.out.stride,
+                  scratch_ + static_cast<size_t>(worker) * scratch_distance_);
+    return;
+  }
+}
+
+}  // namespace hotset::cpu

@@ -1,0 +1,292 @@
+#include "cpu/phase_builder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/error.h"
+#include "cpu/phases.h"
+
+namespace hotset::cpu {
+namespace {
+
+// Floats from row to row: whole cache lines, so that rows of different tasks share none.
+int64_t row_stride(int64_t n_cols) { return div_up(n_cols, 16) * 16; }
+
+// Visits the weights of an op that read activations, with the buffer they read.
+template <class F>
+void visit_products(const Op& op, F&& f) {
+  if (const auto* o = std::get_if<op::MatMul>(&op)) f(o->weight, o->in);
+  if (const auto* o = std::get_if<op::SparseFfn>(&op)) f(o->gate, o->in), f(o->up, o->in);
+}
+
+}  // namespace
+
+int weight_type(DType dtype) {
+  switch (dtype) {
+    case DType::kF32: return kWeightF32;
+    case DType::kF16: return kWeightF16;
+    case DType::kBF16: return kWeightBF16;
+    case DType::kQ8_0: return kWeightQ8_0;
+    case DType::kQ4_0: return kWeightQ4_0;
+    default: return -1;
+  }
+}
+
+PhaseBuilder::PhaseBuilder(CpuProgram& program, const Plan& plan, int32_t lane)
+    : program_(program), plan_(plan), lane_(lane), block_input_(plan.buffers.size()), quantized_(plan.buffers.size()) {}
+
+std::string PhaseBuilder::why_unsupported(const Op& op, const Plan& plan) {
+  std::string out;
+  visit_products(op, [&](WeightId id, BufferId) {
+    const DType dtype = plan.weight(id).dtype;
+    if (weight_type(dtype) < 0) out = cat("no kernels for ", dtype_name(dtype));
+  });
+  if (const auto* o = std::get_if<op::Attention>(&op))
+    if (o->n_head / plan.kv.n_head_kv > 256) out = "more than 256 heads per KV head";
+  return out;
+}
+
+void PhaseBuilder::build() {
+  mark_block_inputs();
+  allocate_buffers();
+  program_.tile_rows_ = 1;
+  for (at_ = 0; at_ < plan_.steps.size(); ++at_) {
+    if (plan_.steps[at_].lane != lane_) continue;
+    std::visit([this](const auto& o) { add(o); }, plan_.steps[at_].op);
+  }
+}
+
+void PhaseBuilder::mark_block_inputs() {
+  for (const Step& step : plan_.steps)
+    visit_products(step.op, [&](WeightId weight, BufferId in) {
+      if (is_block_type(plan_.weight(weight).dtype)) block_input_[static_cast<size_t>(in.index)] = true;
+    });
+}
+
+std::byte* PhaseBuilder::take_memory(size_t n_bytes) {
+  program_.memory_.push_back(allocate(std::max<size_t>(n_bytes, 64)));
+  program_.memory_bytes_ += n_bytes;
+  return program_.memory_.back()->data();
+}
+
+std::byte* PhaseBuilder::take_worker_memory(size_t n_bytes, size_t& distance) {
+  distance = (n_bytes + 127) / 64 * 64;  // whole cache lines and one to spare
+  return take_memory(distance * static_cast<size_t>(program_.pool_.size()));
+}
+
+std::byte* PhaseBuilder::gemm_scratch(int64_t n, size_t& distance) {
+  // One region serves all phases; it is sized for the longest row of the plan the first time it is asked for.
+  if (!gemm_memory_) {
+    for (const WeightDesc& weight : plan_.weights) n = std::max(n, weight.view.n_cols);
+    gemm_memory_ = take_worker_memory(program_.kernels_.gemm_scratch_bytes(n), gemm_distance_);
+  }
+  distance = gemm_distance_;
+  return gemm_memory_;
+}
+
+void PhaseBuilder::allocate_buffers() {
+  program_.activations_.resize(plan_.buffers.size());
+  for (size_t i = 0; i < plan_.buffers.size(); ++i) {
+    const BufferDesc& desc = plan_.buffers[i];
+    const int64_t n_rows = plan_.max_rows_of({static_cast<int32_t>(i)});
+    RowBuffer out;
+    out.n_cols = desc.n_cols;
+    // Logits leave the program as one dense array.
+    out.stride = plan_.logits.index == static_cast<int32_t>(i) ? desc.n_cols : row_stride(desc.n_cols);
+    out.rows = desc.rows;
+    out.data = reinterpret_cast<float*>(take_memory(static_cast<size_t>(n_rows * out.stride) * sizeof(float)));
+    program_.buffers_.push_back(out);
+    allocate_activations(i);
+  }
+}
+
+void PhaseBuilder::allocate_activations(size_t index) {
+  RowBuffer& buffer = program_.buffers_[index];
+  const int64_t n_rows = plan_.max_rows_of({static_cast<int32_t>(index)});
+  const int64_t n_blocks = div_up(buffer.n_cols, kBlock);
+  const size_t q_bytes = static_cast<size_t>(div_up(buffer.n_cols, 64) * 64);
+  const size_t block_bytes = static_cast<size_t>(div_up(n_blocks, 16) * 64);
+  std::byte* at = nullptr;
+  if (block_input_[index]) at = take_memory(static_cast<size_t>(n_rows) * (q_bytes + 2 * block_bytes));
+  std::vector<Activation>& rows = program_.activations_[index];
+  for (int64_t row = 0; row < n_rows; ++row) {
+    Activation act{buffer.row(row), nullptr, nullptr, nullptr};
+    if (at) {
+      act.q = reinterpret_cast<const int8_t*>(at);
+      act.scale = reinterpret_cast<const float*>(at + q_bytes);
+      act.sum = reinterpret_cast<const int32_t*>(at + q_bytes + block_bytes);
+      at += q_bytes + 2 * block_bytes;
+    }
+    rows.push_back(act);
+  }
+  buffer.acts = rows.data();
+}
+
+void PhaseBuilder::quantize_for(DType dtype, BufferId in) {
+  if (!is_block_type(dtype) || quantized_[static_cast<size_t>(in.index)]) return;
+  quantized_[static_cast<size_t>(in.index)] = true;
+  push(row_phase(buffer(in).rows, [in = buffer(in)](int64_t row, const StepContext& context) {
+    const Activation& act = in.acts[row];
+    context.kernels.quantize_activation(act.f32, in.n_cols, const_cast<int8_t*>(act.q), const_cast<float*>(act.scale),
+                                        const_cast<int32_t*>(act.sum));
+  }));
+}
+
+void PhaseBuilder::add(const op::Embed& o) {
+  push(row_phase(BufferRows::kAll, [table = plan_.weight(o.table), out = buffer(o.out)](int64_t row,
+                                                                                        const StepContext& context) {
+    const int32_t token = context.params.rows[static_cast<size_t>(row)].token;
+    context.kernels.dequantize_row[weight_type(table.dtype)](table.row(token), table.n_cols, out.row(row));
+  }));
+  wrote(o.out);
+}
+
+void PhaseBuilder::add(const op::Norm& o) {
+  const float* weight = reinterpret_cast<const float*>(plan_.weight(o.weight).data);
+  push(row_phase(buffer(o.in).rows, [weight, eps = o.eps, in = buffer(o.in), out = buffer(o.out)](
+                                        int64_t row, const StepContext& context) {
+    context.kernels.rms_norm(in.row(row), weight, eps, in.n_cols, out.row(row));
+  }));
+  wrote(o.out);
+}
+
+// Takes the products that follow with the same input into one phase: one barrier, and small weights (k, v of grouped
+// heads) do not leave workers idle.
+void PhaseBuilder::add(const op::MatMul& o) {
+  quantize_for(plan_.weight(o.weight).dtype, o.in);
+  size_t distance = 0;
+  std::byte* scratch = gemm_scratch(0, distance);
+  auto phase = std::make_unique<MatMulPhase>(buffer(o.in), scratch, distance);
+  phase->add(plan_.weight(o.weight), buffer(o.out));
+  wrote(o.out);
+  while (at_ + 1 < plan_.steps.size() && plan_.steps[at_ + 1].lane == lane_) {
+    const auto* next = std::get_if<op::MatMul>(&plan_.steps[at_ + 1].op);
+    if (!next || !(next->in == o.in) ||
+        is_block_type(plan_.weight(next->weight).dtype) != is_block_type(plan_.weight(o.weight).dtype))
+      break;
+    phase->add(plan_.weight(next->weight), buffer(next->out));
+    wrote(next->out);
+    ++at_;
+  }
+  push(std::move(phase));
+}
+
+void PhaseBuilder::add(const op::RopeAngles& o) {
+  push(row_phase(BufferRows::kAll, [freqs = plan_.rope_freqs, out = buffer(o.out)](int64_t row,
+                                                                                   const StepContext& context) {
+    const double position = context.params.rows[static_cast<size_t>(row)].position;
+    float* angles = out.row(row);
+    for (size_t i = 0; i < freqs.size(); ++i) {
+      angles[i] = static_cast<float>(std::cos(position * freqs[i]));
+      angles[freqs.size() + i] = static_cast<float>(std::sin(position * freqs[i]));
+    }
+  }));
+  wrote(o.out);
+}
+
+void PhaseBuilder::add(const op::Rope& o) {
+  push(row_phase(BufferRows::kAll,
+                 [o, angles = buffer(o.angles), x = buffer(o.x)](int64_t row, const StepContext& context) {
+                   const float* cosines = angles.row(row);
+                   const bool interleaved = o.layout == RopeLayout::kInterleaved;
+                   for (int64_t head = 0; head < o.n_head; ++head)
+                     context.kernels.rope(x.row(row) + head * o.head_dim, o.n_rot, interleaved, cosines,
+                                          cosines + o.n_rot / 2);
+                 }));
+  wrote(o.x);
+}
+
+void PhaseBuilder::add(const op::StoreKv& o) {
+  push(row_phase(BufferRows::kAll, [layer = o.layer, kv = plan_.kv, k = buffer(o.k), v = buffer(o.v)](
+                                       int64_t row, const StepContext& context) {
+    const Row& at = context.params.rows[static_cast<size_t>(row)];
+    const auto& blocks = *context.params.sequences[static_cast<size_t>(at.sequence)].blocks;
+    std::byte* block = blocks[static_cast<size_t>(at.position / KvLayout::kBlockPositions)];
+    const size_t each = row_bytes(kv.dtype, kv.head_dim);
+    const size_t offset = static_cast<size_t>(at.position % KvLayout::kBlockPositions) * each;
+    for (int64_t head = 0; head < kv.n_head_kv; ++head)
+      for (const bool is_value : {false, true}) {
+        const float* from = (is_value ? v : k).row(row) + head * kv.head_dim;
+        std::byte* to = block + kv.page_offset(layer, head, is_value) + offset;
+        if (kv.dtype == DType::kF16)
+          context.kernels.f32_to_f16_row(from, kv.head_dim, reinterpret_cast<uint16_t*>(to));
+        else
+          std::memcpy(to, from, each);
+      }
+  }));
+}
+
+void PhaseBuilder::add(const op::Attention& o) {
+  const KvLayout& kv = plan_.kv;
+  AttentionShape shape{o.layer, o.n_head, kv.n_head_kv, kv.head_dim, o.scale, kv, buffer(o.q), buffer(o.out),
+                       nullptr, div_up(std::max<int64_t>(plan_.max_positions, 1), kChunkPositions), nullptr, 0};
+  if (!attend_memory_) {
+    attend_memory_ = take_worker_memory(attention_scratch_bytes(program_.kernels_, shape.group(), kv.head_dim),
+                                        attend_distance_);
+    attend_partials_ = take_memory(static_cast<size_t>(kFewRows * o.n_head * shape.max_chunks * shape.record()) *
+                                   sizeof(float));
+    program_.tile_rows_ = attention_tile_rows(shape.group());
+  }
+  shape.scratch = attend_memory_;
+  shape.scratch_distance = attend_distance_;
+  shape.partials = reinterpret_cast<float*>(attend_partials_);
+  push(std::make_unique<AttentionPhase>(shape));
+  push(std::make_unique<AttentionMergePhase>(shape));
+  wrote(o.out);
+}
+
+void PhaseBuilder::add(const op::GatedActivation& o) {
+  push(row_phase(buffer(o.out).rows, [o, gate = buffer(o.gate), up = buffer(o.up), out = buffer(o.out)](
+                                         int64_t row, const StepContext& context) {
+    const auto activate =
+        o.activation == hotset::Activation::kRelu ? context.kernels.relu_mul : context.kernels.silu_mul;
+    activate(gate.row(row), up.row(row), out.n_cols, out.row(row));
+  }));
+  wrote(o.out);
+}
+
+void PhaseBuilder::add(const op::SparseFfn& o) {
+  const TensorView& gate = plan_.weight(o.gate);
+  const TensorView& down_t = plan_.weight(o.down_t);
+  quantize_for(gate.dtype, o.in);
+  quantize_for(plan_.weight(o.up).dtype, o.in);
+  FfnBuffers buffers;
+  buffers.stride = row_stride(gate.n_rows);
+  buffers.scratch = gemm_scratch(0, buffers.scratch_distance);
+  if (!units_gate_) {  // all layers have the same sizes, so one set serves them all
+    const size_t n = static_cast<size_t>(plan_.max_rows * buffers.stride) * sizeof(float);
+    units_gate_ = reinterpret_cast<float*>(take_memory(n));
+    units_up_ = reinterpret_cast<float*>(take_memory(n));
+    partials_ = take_memory(static_cast<size_t>(kUnitRanges * kFewRows * down_t.n_cols) * sizeof(float));
+    tile_memory_ = take_worker_memory(ffn_tile_bytes(), tile_distance_);
+  }
+  buffers.gate = units_gate_;
+  buffers.up = units_up_;
+  buffers.partials = reinterpret_cast<float*>(partials_);
+  buffers.tiles = tile_memory_;
+  buffers.tile_distance = tile_distance_;
+  push(std::make_unique<FfnUnitsPhase>(o, gate, plan_.weight(o.up), buffer(o.in), buffers));
+  push(std::make_unique<FfnDownPhase>(down_t, buffer(o.out), buffers));
+  push(std::make_unique<FfnMergePhase>(buffer(o.out), buffers));
+  wrote(o.out);
+}
+
+void PhaseBuilder::add(const op::Add& o) {
+  push(row_phase(buffer(o.out).rows, [a = buffer(o.a), b = buffer(o.b), out = buffer(o.out)](
+                                         int64_t row, const StepContext& context) {
+    context.kernels.add(a.row(row), b.row(row), out.n_cols, out.row(row));
+  }));
+  wrote(o.out);
+}
+
+void PhaseBuilder::add(const op::SelectRows& o) {
+  push(row_phase(BufferRows::kOutput, [in = buffer(o.in), out = buffer(o.out)](int64_t row,
+                                                                              const StepContext& context) {
+    const int32_t from = context.params.output_rows[static_cast<size_t>(row)];
+    std::memcpy(out.row(row), in.row(from), static_cast<size_t>(out.n_cols) * sizeof(float));
+  }));
+  wrote(o.out);
+}
+
+}  // namespace hotset::cpu

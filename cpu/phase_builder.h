@@ -1,0 +1,68 @@
+// Turns the ops of a plan into phases of a CPU program: allocates buffers, quantises activations where block weights
+// read them, and fuses neighbours.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/plan.h"
+#include "cpu/cpu_program.h"
+
+namespace hotset::cpu {
+
+class PhaseBuilder {
+ public:
+  PhaseBuilder(CpuProgram& program, const Plan& plan, int32_t lane);
+  void build();
+
+  // What one op needs that this device lacks; "" when nothing.
+  static std::string why_unsupported(const Op& op, const Plan& plan);
+
+ private:
+  void allocate_buffers();
+  void mark_block_inputs();
+  void allocate_activations(size_t buffer);
+
+  void add(const op::Embed& o);
+  void add(const op::Norm& o);
+  void add(const op::MatMul& o);
+  void add(const op::RopeAngles& o);
+  void add(const op::Rope& o);
+  void add(const op::StoreKv& o);
+  void add(const op::Attention& o);
+  void add(const op::GatedActivation& o);
+  void add(const op::SparseFfn& o);
+  void add(const op::Add& o);
+  void add(const op::SelectRows& o);
+
+  void push(std::unique_ptr<Phase> phase) { program_.phases_.push_back(std::move(phase)); }
+  // Makes sure that the rows of `in` are quantised before the next phase when `dtype` asks for it.
+  void quantize_for(DType dtype, BufferId in);
+  // A buffer was written: its quantised form is stale.
+  void wrote(BufferId id) { quantized_[static_cast<size_t>(id.index)] = false; }
+  const RowBuffer& buffer(BufferId id) const { return program_.buffers_[static_cast<size_t>(id.index)]; }
+  std::byte* take_memory(size_t n_bytes);
+  // Memory private to each worker, n_bytes apart (rounded up to cache lines); returns the distance.
+  std::byte* take_worker_memory(size_t n_bytes, size_t& distance);
+  std::byte* gemm_scratch(int64_t n, size_t& distance);
+
+  CpuProgram& program_;
+  const Plan& plan_;
+  const int32_t lane_;
+  std::vector<bool> block_input_;  // buffer is read by a block weight
+  std::vector<bool> quantized_;    // its quantised rows are current at this point of the plan
+  size_t at_ = 0;                  // step being added
+  std::byte* gemm_memory_ = nullptr;
+  size_t gemm_distance_ = 0;
+  std::byte* partials_ = nullptr;  // shared by all SparseFfn steps
+  float* units_gate_ = nullptr;
+  float* units_up_ = nullptr;
+  std::byte* tile_memory_ = nullptr;
+  size_t tile_distance_ = 0;
+  std::byte* attend_memory_ = nullptr;
+  size_t attend_distance_ = 0;
+  std::byte* attend_partials_ = nullptr;
+};
+
+}  // namespace hotset::cpu
