@@ -1,0 +1,147 @@
+// The CPU's kernel table: raw pointers in, raw pointers out, one table per instruction set, chosen once at run time.
+//
+// Canonical arithmetic. Every kernel computes each output by ONE sequence of IEEE operations that depends only on the
+// operands: not on the instruction set, the thread count, how rows are grouped into calls, or whether a row is computed
+// alone (decode) or with many others (prefill). Results are therefore equal bit for bit everywhere. The rules:
+//  - `fma` is fused, one rounding (cpu/canonical.h gives machines without FMA an exact emulation). No other contraction.
+//  - dot of floats: 16 lanes start at +0; element i does lane[i % 16] = fma(w[i], x[i], lane[i % 16]) in order of i;
+//    then the lane tree: l[j] += l[j + 8], l[j] += l[j + 4], l[j] += l[j + 2], l[0] += l[1] (each for the lower half).
+//    16-bit weights are widened exactly to float first.
+//  - dot of blocks (Q8_0, Q4_0 with Q8 activations): block b has the exact int32 sum s of 32 products;
+//    lane[b % 16] = fma(d_w * d_a, float(s), lane[b % 16]) in order of b, d_w * d_a rounded once to float; same lane tree.
+//  - weighted row sum (down pass): acc[c] = fma(h[u], w[u][c], acc[c]) in order of u, w widened exactly to float
+//    (f16 scale times 4- or 8-bit integer is exact in float).
+//  - element-wise functions (exp, silu) are polynomials over fma, the same operations per element everywhere.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hotset::cpu {
+
+// Positions per KV page and per attention chunk. A chunk is reduced on its own, then chunks are merged in order.
+constexpr int64_t kPagePositions = 32;
+constexpr int64_t kChunkPositions = 256;
+
+// Elements per quantisation block of weights and activations.
+constexpr int64_t kBlock = 32;
+
+// Weight types with kernels, the index of the per-type tables below.
+enum WeightType { kWeightF32, kWeightF16, kWeightBF16, kWeightQ8_0, kWeightQ4_0, kNWeightTypes };
+
+// One activation row (n elements). Float weights read `f32`; block weights read `q`, `scale`, `sum` (n a multiple of 32).
+struct Activation {
+  const float* f32;      // (n)
+  const int8_t* q;       // (n) round(x / scale) in [-127, 127], block b at q + 32 * b
+  const float* scale;    // (n / 32) max|x| / 127 of the block, 0 for an all-zero block
+  const int32_t* sum;    // (n / 32) sum of the block's q
+};
+
+// Rows of a weight matrix: row u starts at data + u * stride and holds n elements. Rows need only 2-byte alignment.
+struct WeightRows {
+  const std::byte* data;
+  size_t stride;
+  int64_t n;
+};
+
+// out[a * out_stride + r] = dot(row first_row + r, activation a) for r < n_rows, a < n_acts.
+struct GemmArgs {
+  WeightRows w;
+  int64_t first_row;
+  int64_t n_rows;
+  const Activation* acts;
+  int64_t n_acts;
+  float* out;
+  int64_t out_stride;  // floats between activation rows of `out`
+  std::byte* scratch;  // gemm_scratch_bytes(n), 64-byte aligned, private to the calling thread
+};
+
+// acc[a * acc_stride + c] = fma(h[a * h_stride + i], w[list ? list[i] : first_unit + i][first_col + c], acc[..]) for
+// i < n_units in order, c < n_cols, a < n_acts. first_col and n_cols are multiples of 32 for block types.
+struct RowSumArgs {
+  WeightRows w;
+  const int32_t* list;  // unit numbers in ascending order, or nullptr for first_unit, first_unit + 1, ...
+  int64_t first_unit;
+  int64_t n_units;
+  const float* h;
+  int64_t h_stride;
+  int64_t n_acts;
+  int64_t first_col;
+  int64_t n_cols;
+  float* acc;
+  int64_t acc_stride;
+};
+
+// One chunk of attention for queries that share a KV head. For query i, with position t visible when
+// begin[i] <= t < end[i] (indices within the chunk):
+//   s[t] = softcap(scale * dot(q_i, k_t)), m = max s (NaN left out, +0 for either zero), p[t] = exp(s[t] - m),
+//   l = sum of p over 16 lanes (lane t % 16, plain adds, lane tree), o[d] = fma(p[t], v_t[d], o[d]) in order of t.
+// softcap(s) = cap * tanh(s / cap), or s when softcap == 0. A query that sees nothing gets m = -inf, l = 0, o = 0.
+struct AttendArgs {
+  const float* const* q;           // n_q pointers to (head_dim)
+  const int32_t* begin;            // (n_q)
+  const int32_t* end;              // (n_q), <= n_pos
+  int64_t n_q;
+  const std::byte* const* k_pages; // pages of kPagePositions rows of head_dim elements, n_pos positions in all
+  const std::byte* const* v_pages;
+  bool kv_f16;                     // elements are f16, else f32
+  int64_t n_pos;                   // <= kChunkPositions
+  int64_t head_dim;
+  float scale;
+  float softcap;
+  float* m;                        // (n_q)
+  float* l;                        // (n_q)
+  float* o;                        // (n_q, head_dim), o_stride floats apart
+  int64_t o_stride;
+  std::byte* scratch;              // attend_scratch_bytes(head_dim), 64-byte aligned
+};
+
+struct Kernels {
+  const char* isa;  // "generic", "avx2", "avx512"
+
+  // x (n) -> q, scale, sum as in Activation. inverse = 127 / max|x|; q = round to nearest even of x * inverse.
+  // A block that holds a NaN or infinity gets scale NaN, so that it is not lost silently. A block whose inverse would
+  // overflow (max|x| < 127 / FLT_MAX = 3.7e-37) counts as all zero.
+  void (*quantize_activation)(const float* x, int64_t n, int8_t* q, float* scale, int32_t* sum);
+
+  // out[r] = dot(row rows ? rows[r] : first_row + r, a) for r < n_rows. Streams the rows once: bound by memory.
+  void (*dot_rows[kNWeightTypes])(const WeightRows& w, const int32_t* rows, int64_t first_row, int64_t n_rows,
+                                  const Activation& a, float* out);
+
+  // Many activations at once (prefill): same results as dot_rows, more arithmetic per byte.
+  void (*gemm[kNWeightTypes])(const GemmArgs& args);
+  size_t (*gemm_scratch_bytes)(int64_t n);
+
+  void (*row_sum[kNWeightTypes])(const RowSumArgs& args);
+
+  // Weights to float, exactly.
+  void (*dequantize_row[kNWeightTypes])(const std::byte* row, int64_t n, float* out);
+
+  void (*f32_to_f16_row)(const float* x, int64_t n, uint16_t* out);
+
+  // out = x * (1 / sqrt(mean(x^2) + eps)) * weight; sum of squares over 16 lanes as in a dot. out may equal x.
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
+
+  // Rotates pairs of one head in place: (x[2i], x[2i+1]) when interleaved, else (x[i], x[i + n_rot/2]), by the angle
+  // whose cos and sin are given; elements from n_rot on are left alone. x0' = x0*cos - x1*sin, each product rounded.
+  void (*rope)(float* x, int64_t n_rot, bool interleaved, const float* cos, const float* sin);
+
+  // h[i] = act(gate[i]) * up[i]; silu(x) = x / (1 + exp(-x)), relu(x) = x > 0 ? x : 0. h may equal gate or up.
+  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* h);
+  void (*relu_mul)(const float* gate, const float* up, int64_t n, float* h);
+
+  void (*add)(const float* a, const float* b, int64_t n, float* out);
+
+  void (*attend_chunk)(const AttendArgs& args);
+  size_t (*attend_scratch_bytes)(int64_t head_dim);
+};
+
+// The table of the named instruction set (generic | avx2 | avx512), or for nullptr or "" the best of this machine.
+// Throws hotset::Error for an unknown name or one this CPU lacks. "avx512" means F, BW, DQ, VL, VNNI and VBMI is not
+// needed; "avx2" means AVX2, FMA and F16C; both also ask the operating system (XGETBV).
+const Kernels& kernels_for(const char* isa);
+
+// Name of the best instruction set here: "generic", "avx2" or "avx512".
+const char* best_isa();
+
+}  // namespace hotset::cpu

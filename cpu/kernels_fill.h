@@ -1,0 +1,18 @@
+// Who fills which part of the kernel table. Private to cpu/.
+#pragma once
+
+#include "cpu/kernels.h"
+
+namespace hotset::cpu {
+
+// Float weights, row sums, norms, attention and everything else but block dots: cpu/float_<isa>.cpp.
+void fill_float_generic(Kernels& table);
+void fill_float_avx2(Kernels& table);
+void fill_float_avx512(Kernels& table);
+
+// quantize_activation, dot_rows and gemm of Q8_0 and Q4_0, gemm_scratch_bytes: cpu/block_<isa>.cpp.
+void fill_block_generic(Kernels& table);
+void fill_block_avx2(Kernels& table);
+void fill_block_avx512(Kernels& table);
+
+}  // namespace hotset::cpu

@@ -1,0 +1,430 @@
+// Block kernels of every instruction set against a scalar statement of the canonical rules (cpu/kernels.h), bit for
+// bit, and against sums in double. Two NaNs count as equal whatever their payload.
+#include <doctest/doctest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/half.h"
+#include "cpu/canonical.h"
+#include "cpu/kernels_fill.h"
+
+namespace {
+
+using namespace hotset;
+using namespace hotset::cpu;
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+const uint32_t kSeed = 20240607;
+
+const std::vector<Kernels>& tables() {
+  static const std::vector<Kernels> all = [] {
+    std::vector<Kernels> list(1);
+    list[0].isa = "generic";
+    fill_block_generic(list[0]);
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+      list.emplace_back().isa = "avx2";
+      fill_block_avx2(list.back());
+    }
+    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      list.emplace_back().isa = "avx512";
+      fill_block_avx512(list.back());
+    }
+#endif
+    return list;
+  }();
+  return all;
+}
+
+bool same(float a, float b) { return float_bits(a) == float_bits(b) || (std::isnan(a) && std::isnan(b)); }
+
+// Index of the first pair that differs, or -1.
+int64_t first_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  REQUIRE(a.size() == b.size());
+  for (size_t i = 0; i < a.size(); ++i)
+    if (!same(a[i], b[i])) return static_cast<int64_t>(i);
+  return -1;
+}
+
+// Memory that ends where an unreadable page begins, so that reading past the end is a crash.
+class GuardedBytes {
+ public:
+  explicit GuardedBytes(size_t n_bytes) : size_(n_bytes) {
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    n_mapped_ = (n_bytes + page - 1) / page * page + page;
+    void* at = mmap(nullptr, n_mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    REQUIRE(at != MAP_FAILED);
+    base_ = static_cast<std::byte*>(at);
+    REQUIRE(mprotect(base_ + n_mapped_ - page, page, PROT_NONE) == 0);
+    data_ = base_ + n_mapped_ - page - n_bytes;
+  }
+  ~GuardedBytes() { munmap(base_, n_mapped_); }
+  GuardedBytes(const GuardedBytes&) = delete;
+  GuardedBytes& operator=(const GuardedBytes&) = delete;
+
+  std::byte* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  size_t size_;
+  size_t n_mapped_;
+  std::byte* base_;
+  std::byte* data_;
+};
+
+template <class T>
+T* as(const GuardedBytes& bytes) {
+  return reinterpret_cast<T*>(bytes.data());
+}
+
+enum class Fill { kPlain, kExtreme, kZero, kNonFinite };
+
+constexpr Fill kFills[] = {Fill::kPlain, Fill::kExtreme, Fill::kZero, Fill::kNonFinite};
+
+// ---- the canonical rules, said plainly ------------------------------------------------------------------------------
+
+struct Quantized {
+  std::vector<int8_t> q;
+  std::vector<float> scale;
+  std::vector<int32_t> sum;
+};
+
+Quantized quantize_plainly(const std::vector<float>& x) {
+  Quantized out;
+  for (size_t block = 0; block < x.size() / 32; ++block) {
+    float max = 0.0f;
+    bool finite = true;
+    for (size_t i = 0; i < 32; ++i) {
+      finite = finite && std::isfinite(x[32 * block + i]);
+      max = std::fmax(max, std::fabs(x[32 * block + i]));
+    }
+    const float inverse = 127.0f / max;
+    const bool zero = !finite || !std::isfinite(inverse);
+    int32_t sum = 0;
+    for (size_t i = 0; i < 32; ++i) {
+      out.q.push_back(zero ? 0 : static_cast<int8_t>(std::nearbyint(x[32 * block + i] * inverse)));
+      sum += out.q.back();
+    }
+    out.sum.push_back(sum);
+    out.scale.push_back(!finite ? kNan : zero ? 0.0f : max / 127.0f);
+  }
+  return out;
+}
+
+int weight_integer(WeightType type, const std::byte* block, int i) {
+  if (type == kWeightQ8_0) return static_cast<int8_t>(block[2 + i]);
+  const int pair = static_cast<int>(block[2 + i % 16]);
+  return (i < 16 ? pair & 15 : pair >> 4) - 8;
+}
+
+size_t block_bytes(WeightType type) { return type == kWeightQ8_0 ? 34 : 18; }
+
+float weight_scale(const std::byte* block) {
+  uint16_t bits;
+  std::memcpy(&bits, block, 2);
+  return f16_to_f32(bits);
+}
+
+float dot_plainly(WeightType type, const std::byte* row, const Activation& a, int64_t n) {
+  float lane[16] = {};
+  for (int64_t b = 0; b < n / 32; ++b) {
+    const std::byte* block = row + static_cast<size_t>(b) * block_bytes(type);
+    int32_t s = 0;
+    for (int i = 0; i < 32; ++i) s += weight_integer(type, block, i) * a.q[32 * b + i];
+    const float d = weight_scale(block) * a.scale[b];
+    lane[b % 16] = std::fma(d, static_cast<float>(s), lane[b % 16]);
+  }
+  for (int half = 8; half > 0; half /= 2)
+    for (int j = 0; j < half; ++j) lane[j] += lane[j + half];
+  return lane[0];
+}
+
+// ---- inputs ---------------------------------------------------------------------------------------------------------
+
+std::vector<float> make_floats(int64_t n, Fill fill, std::mt19937& rng) {
+  std::vector<float> x(static_cast<size_t>(n));
+  std::normal_distribution<float> normal;
+  for (float& v : x) v = fill == Fill::kZero ? 0.0f : normal(rng);
+  const auto any = [&] { return rng() % x.size(); };
+  if (fill == Fill::kExtreme)
+    for (size_t block = 0; block < x.size() / 32; ++block) {
+      const float sizes[] = {1e-45f, 1e-40f, 3.7e-37f, 3.8e-37f, 1e-20f, 1.0f, 1e30f, 1e38f};
+      const float size = sizes[rng() % 8];
+      for (size_t i = 0; i < 32; ++i) x[32 * block + i] = rng() % 2 ? -size : size * static_cast<float>(rng() % 4);
+    }
+  if (fill == Fill::kNonFinite) x[any()] = kNan, x[any()] = kInf, x[any()] = -kInf;
+  return x;
+}
+
+uint16_t make_scale(Fill fill, std::mt19937& rng) {
+  const uint16_t extreme[] = {0x0000, 0x8000, 0x0001, 0x8001, 0x03ff, 0x0400, 0x7bff, 0xfbff};
+  if (fill == Fill::kExtreme) return extreme[rng() % 8];
+  if (fill == Fill::kZero) return rng() % 2 ? 0x0000 : 0x8000;
+  if (fill == Fill::kNonFinite && rng() % 64 == 0) return static_cast<uint16_t>(0x7c00 | (rng() % 2 ? 0x8200 : 0));
+  return static_cast<uint16_t>(0x1000 + rng() % 0x1800 + (rng() % 2) * 0x8000);
+}
+
+void fill_weights(WeightType type, std::byte* data, int64_t n_blocks, Fill fill, std::mt19937& rng) {
+  for (int64_t b = 0; b < n_blocks; ++b, data += block_bytes(type)) {
+    const uint16_t scale = make_scale(fill, rng);
+    std::memcpy(data, &scale, 2);
+    for (size_t i = 2; i < block_bytes(type); ++i) {
+      const unsigned extreme[] = {0x80, 0x7f, 0x00, 0xff, 0x81};
+      data[i] = static_cast<std::byte>(fill == Fill::kExtreme ? extreme[rng() % 5] : rng());
+    }
+  }
+}
+
+// A matrix and activations whose arrays all end at unreadable memory; rows are `pad` bytes apart.
+struct Problem {
+  Problem(WeightType weight_type, int64_t length, int64_t row_count, int64_t act_count, Fill fill, size_t pad,
+          std::mt19937& rng)
+      : type(weight_type), n(length), n_rows(row_count), n_acts(act_count),
+        row_bytes(static_cast<size_t>(n / 32) * block_bytes(type)), stride(row_bytes + pad),
+        bytes(n_rows ? static_cast<size_t>(n_rows - 1) * stride + row_bytes : 0) {
+    for (int64_t r = 0; r < n_rows; ++r)
+      fill_weights(type, bytes.data() + static_cast<size_t>(r) * stride, n / 32, fill, rng);
+    for (int64_t a = 0; a < n_acts; ++a) {
+      // Sums of extreme weights overflow where activations are extreme too: the second half stays plain.
+      const Quantized quantized = quantize_plainly(make_floats(n, a < (n_acts + 1) / 2 ? fill : Fill::kPlain, rng));
+      const size_t blocks = static_cast<size_t>(n / 32);
+      memory.push_back(std::make_unique<GuardedBytes>(static_cast<size_t>(n)));
+      std::memcpy(memory.back()->data(), quantized.q.data(), static_cast<size_t>(n));
+      const int8_t* q = as<int8_t>(*memory.back());
+      memory.push_back(std::make_unique<GuardedBytes>(blocks * 4));
+      std::memcpy(memory.back()->data(), quantized.scale.data(), blocks * 4);
+      const float* scale = as<float>(*memory.back());
+      memory.push_back(std::make_unique<GuardedBytes>(blocks * 4));
+      std::memcpy(memory.back()->data(), quantized.sum.data(), blocks * 4);
+      acts.push_back({nullptr, q, scale, as<int32_t>(*memory.back())});
+    }
+  }
+
+  const std::byte* row(int64_t r) const { return bytes.data() + static_cast<size_t>(r) * stride; }
+  WeightRows rows() const { return {bytes.data(), stride, n}; }
+
+  // (n_acts, n_rows)
+  std::vector<float> expected() const {
+    std::vector<float> out;
+    for (int64_t a = 0; a < n_acts; ++a)
+      for (int64_t r = 0; r < n_rows; ++r) out.push_back(dot_plainly(type, row(r), acts[static_cast<size_t>(a)], n));
+    return out;
+  }
+
+  std::vector<float> by_dot_rows(const Kernels& kernels) const {
+    std::vector<float> out(static_cast<size_t>(n_acts * n_rows), -1.0f);
+    for (int64_t a = 0; a < n_acts; ++a)
+      kernels.dot_rows[type](rows(), nullptr, 0, n_rows, acts[static_cast<size_t>(a)], out.data() + a * n_rows);
+    return out;
+  }
+
+  // Rows [begin, end) and activations [first_act, last_act) into their places of `out` (n_acts, n_rows).
+  void gemm_part(const Kernels& kernels, int64_t begin, int64_t end, int64_t first_act, int64_t last_act,
+                 std::vector<float>& out) const {
+    const size_t n_bytes = (kernels.gemm_scratch_bytes(n) + 63) / 64 * 64;
+    const GuardedBytes scratch(n_bytes);  // ends at a page, so it is 64-byte aligned
+    kernels.gemm[type]({rows(), begin, end - begin, acts.data() + first_act, last_act - first_act,
+                        out.data() + first_act * n_rows + begin, n_rows, scratch.data()});
+  }
+
+  std::vector<float> by_gemm(const Kernels& kernels) const {
+    std::vector<float> out(static_cast<size_t>(n_acts * n_rows), -1.0f);
+    gemm_part(kernels, 0, n_rows, 0, n_acts, out);
+    return out;
+  }
+
+  WeightType type;
+  int64_t n, n_rows, n_acts;
+  size_t row_bytes, stride;
+  GuardedBytes bytes;
+  std::vector<std::unique_ptr<GuardedBytes>> memory;
+  std::vector<Activation> acts;
+};
+
+constexpr WeightType kTypes[] = {kWeightQ8_0, kWeightQ4_0};
+constexpr int64_t kLengths[] = {32, 64, 224, 256, 288, 480, 512, 544, 992, 2048 + 32};
+
+}  // namespace
+
+TEST_CASE("block kernels: quantisation of activations follows the rules bit for bit") {
+  std::mt19937 rng(kSeed);
+  for (const Kernels& kernels : tables())
+    for (int64_t n : kLengths)
+      for (Fill fill : kFills) {
+        INFO("seed ", kSeed, " isa ", kernels.isa, " n ", n, " fill ", static_cast<int>(fill));
+        const std::vector<float> x = make_floats(n, fill, rng);
+        const Quantized expected = quantize_plainly(x);
+        const size_t blocks = static_cast<size_t>(n / 32);
+        const GuardedBytes from(x.size() * 4), q(x.size()), scale(blocks * 4), sum(blocks * 4);
+        std::memcpy(from.data(), x.data(), from.size());
+        kernels.quantize_activation(as<float>(from), n, as<int8_t>(q), as<float>(scale), as<int32_t>(sum));
+        CHECK(std::memcmp(q.data(), expected.q.data(), q.size()) == 0);
+        CHECK(std::memcmp(sum.data(), expected.sum.data(), sum.size()) == 0);
+        CHECK(first_difference({as<float>(scale), as<float>(scale) + blocks}, expected.scale) == -1);
+      }
+}
+
+TEST_CASE("block kernels: ties round to even and the largest element becomes 127") {
+  for (const Kernels& kernels : tables()) {
+    INFO("isa ", kernels.isa);
+    float x[32] = {127.0f, 0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, -127.0f};
+    int8_t q[32];
+    float scale;
+    int32_t sum;
+    kernels.quantize_activation(x, 32, q, &scale, &sum);
+    const int8_t expected[32] = {127, 0, 2, 2, 0, -2, -2, -127};
+    CHECK(std::memcmp(q, expected, 32) == 0);
+    CHECK(scale == 1.0f);
+    CHECK(sum == 0);
+  }
+}
+
+TEST_CASE("block kernels: a block with NaN or infinity gets a NaN scale and poisons its dots") {
+  for (const Kernels& kernels : tables())
+    for (float bad : {kNan, kInf, -kInf}) {
+      INFO("isa ", kernels.isa, " bad ", bad);
+      std::vector<float> x(64, 1.0f);
+      x[40] = bad;
+      std::vector<int8_t> q(64);
+      float scale[2];
+      int32_t sum[2];
+      kernels.quantize_activation(x.data(), 64, q.data(), scale, sum);
+      CHECK(scale[0] == 1.0f / 127.0f);
+      CHECK(std::isnan(scale[1]));
+      CHECK(sum[1] == 0);
+      std::vector<std::byte> row(2 * 34);  // all-zero weights do not hide it
+      float out = 0.0f;
+      const Activation act{x.data(), q.data(), scale, sum};
+      kernels.dot_rows[kWeightQ8_0]({row.data(), row.size(), 64}, nullptr, 0, 1, act, &out);
+      CHECK(std::isnan(out));
+    }
+}
+
+TEST_CASE("block kernels: dot_rows follows the rules bit for bit") {
+  std::mt19937 rng(kSeed + 1);
+  for (WeightType type : kTypes)
+    for (int64_t n : kLengths)
+      for (int64_t n_rows : {0, 1, 2, 7, 33})
+        for (Fill fill : kFills) {
+          const Problem problem(type, n, n_rows, 3, fill, n_rows % 2 ? 0 : 2, rng);
+          const std::vector<float> expected = problem.expected();
+          for (const Kernels& kernels : tables()) {
+            INFO("seed ", kSeed, " isa ", kernels.isa, " type ", type, " n ", n, " n_rows ", n_rows, " fill ",
+                 static_cast<int>(fill));
+            CHECK(first_difference(problem.by_dot_rows(kernels), expected) == -1);
+          }
+        }
+}
+
+TEST_CASE("block kernels: dot_rows of a list equals the rows one by one") {
+  std::mt19937 rng(kSeed + 2);
+  for (WeightType type : kTypes) {
+    const Problem problem(type, 544, 50, 1, Fill::kPlain, 6, rng);
+    const std::vector<float> all = problem.expected();
+    const std::vector<int32_t> list = {0, 1, 5, 6, 7, 20, 33, 48, 49};
+    for (const Kernels& kernels : tables()) {
+      INFO("isa ", kernels.isa, " type ", type);
+      std::vector<float> out(list.size()), expected;
+      for (int32_t row : list) expected.push_back(all[static_cast<size_t>(row)]);
+      const int64_t n_list = static_cast<int64_t>(list.size());
+      kernels.dot_rows[type](problem.rows(), list.data(), 0, n_list, problem.acts[0], out.data());
+      CHECK(first_difference(out, expected) == -1);
+      kernels.dot_rows[type](problem.rows(), nullptr, 20, 1, problem.acts[0], out.data());
+      CHECK(same(out[0], all[20]));
+    }
+  }
+}
+
+TEST_CASE("block kernels: gemm equals dot_rows for every number of activations") {
+  std::mt19937 rng(kSeed + 3);
+  for (WeightType type : kTypes)
+    for (int64_t n : kLengths)
+      for (int64_t n_acts = 1; n_acts <= 20; n_acts += n == 544 ? 1 : 4)
+        for (Fill fill : kFills) {
+          const int64_t n_rows = static_cast<int64_t>(rng() % 70);
+          const Problem problem(type, n, n_rows, n_acts, fill, n_acts % 2 ? 0 : 2, rng);
+          const std::vector<float> expected = problem.expected();
+          for (const Kernels& kernels : tables()) {
+            INFO("seed ", kSeed, " isa ", kernels.isa, " type ", type, " n ", n, " n_rows ", n_rows, " n_acts ",
+                 n_acts, " fill ", static_cast<int>(fill));
+            CHECK(first_difference(problem.by_gemm(kernels), expected) == -1);
+          }
+        }
+}
+
+TEST_CASE("block kernels: gemm of 512 activations, split into any parts, equals the whole") {
+  std::mt19937 rng(kSeed + 4);
+  for (WeightType type : kTypes) {
+    const Problem problem(type, 544, 67, 512, Fill::kPlain, 0, rng);
+    const std::vector<float> expected = problem.expected();
+    for (const Kernels& kernels : tables()) {
+      INFO("isa ", kernels.isa, " type ", type);
+      CHECK(first_difference(problem.by_gemm(kernels), expected) == -1);
+      std::vector<float> parts(expected.size(), -1.0f);
+      for (int64_t begin = 0; begin < 67; begin += 23)
+        for (int64_t act = 0; act < 512; act += 100)
+          problem.gemm_part(kernels, begin, std::min<int64_t>(67, begin + 23), act, std::min<int64_t>(512, act + 100),
+                            parts);
+      CHECK(first_difference(parts, expected) == -1);
+    }
+  }
+}
+
+// |result - exact| <= steps * 2^-24 * sum of magnitudes; steps: the product, n / 512 fmas of a lane, 4 tree levels, 1.
+TEST_CASE("block kernels: dots are close to the sum in double of the dequantised operands") {
+  std::mt19937 rng(kSeed + 5);
+  for (WeightType type : kTypes)
+    for (int64_t n : {int64_t{32}, int64_t{480}, int64_t{4096}}) {
+      const Problem problem(type, n, 5, 2, Fill::kPlain, 0, rng);
+      for (const Kernels& kernels : tables()) {
+        const std::vector<float> got = problem.by_gemm(kernels);
+        for (int64_t i = 0; i < 10; ++i) {
+          const Activation& a = problem.acts[static_cast<size_t>(i / 5)];
+          double exact = 0.0, magnitude = 0.0;
+          for (int64_t b = 0; b < n / 32; ++b) {
+            const std::byte* block = problem.row(i % 5) + static_cast<size_t>(b) * block_bytes(type);
+            const double d = static_cast<double>(weight_scale(block)) * a.scale[b];
+            double sum = 0.0;
+            for (int k = 0; k < 32; ++k) sum += weight_integer(type, block, k) * a.q[32 * b + k];
+            exact += d * sum;
+            magnitude += std::fabs(d * sum);
+          }
+          INFO("seed ", kSeed, " isa ", kernels.isa, " type ", type, " n ", n, " i ", i);
+          const double steps = 2.0 + static_cast<double>(n) / 512.0 + 4.0;
+          CHECK(std::fabs(static_cast<double>(got[static_cast<size_t>(i)]) - exact) <= steps * 0x1p-24 * magnitude);
+        }
+      }
+    }
+}
+
+TEST_CASE("canonical fma1 without an FMA unit rounds once") {
+  std::mt19937 rng(kSeed + 6);
+  int64_t n_wrong = 0;
+  for (int i = 0; i < 400000; ++i) {
+    const auto any = [&] { return bits_float(static_cast<uint32_t>(rng())); };
+    const float a = any(), b = any();
+    float c = any();
+    if (i % 2) c = -(a * b) * (1.0f + static_cast<float>(static_cast<int>(rng() % 64) - 32) * 0x1p-23f);  // cancels
+    if (i % 8 == 0) c = bits_float(float_bits(a * b) - ((rng() % 60) << 23));                             // far apart
+    if (!same(fma1(a, b, c), std::fma(a, b, c))) ++n_wrong;
+    // A product within 2^-46 of half a unit in the last place: rounding twice would see a tie.
+    const float nearly = 0x1p-12f * (1.0f - static_cast<float>(rng() % 4) * 0x1p-23f);
+    const float half = 0x1p-12f * (1.0f + static_cast<float>(rng() % 4) * 0x1p-23f) * (rng() % 2 ? 1.0f : -1.0f);
+    const float odd = 1.0f + static_cast<float>(rng() % 4096) * 0x1p-23f;
+    if (!same(fma1(nearly, half, odd), std::fma(nearly, half, odd))) ++n_wrong;
+  }
+  INFO("seed ", kSeed);
+  CHECK(n_wrong == 0);
+}

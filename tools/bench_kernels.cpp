@@ -1,0 +1,199 @@
+// Rates of the CPU's block kernels: GB/s of dot_rows on a matrix much bigger than the caches, next to plain reads of
+// the same memory, and Gop/s (2 per multiply-add) of gemm. Best of several runs, with 1 and 2 threads.
+// Usage: bench_kernels [isa]
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cpu/kernels_fill.h"
+
+namespace {
+
+using namespace hotset::cpu;
+
+constexpr int64_t kN = 4096;
+constexpr size_t kMatrixBytes = size_t{1000} << 20;
+constexpr int kRuns = 7;
+
+struct AlignedFree {
+  void operator()(void* p) const { std::free(p); }
+};
+using Buffer = std::unique_ptr<std::byte, AlignedFree>;
+
+Buffer make_buffer(size_t bytes) {
+  return Buffer(static_cast<std::byte*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
+}
+
+// Shortest of kRuns times, in seconds, of work(thread) on all threads at once.
+double best_seconds(int n_threads, const std::function<void(int)>& work) {
+  double best = 1e30;
+  for (int run = 0; run < kRuns; ++run) {
+    const auto start = std::chrono::steady_clock::now();
+    std::vector<std::thread> threads;
+    for (int t = 1; t < n_threads; ++t) threads.emplace_back(work, t);
+    work(0);
+    for (std::thread& thread : threads) thread.join();
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+    if (time.count() < best) best = time.count();
+  }
+  return best;
+}
+
+// Plausible blocks: small random scales, random integers.
+void fill_rows(std::byte* data, size_t block_bytes) {
+  uint64_t state = 88172645463325252u;
+  for (size_t at = 0; at + 8 <= kMatrixBytes; at += 8) {
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    std::memcpy(data + at, &state, 8);
+  }
+  const uint16_t scale = 0x2000;  // 2^-7
+  for (size_t at = 0; at + block_bytes <= kMatrixBytes; at += block_bytes) std::memcpy(data + at, &scale, 2);
+}
+
+uint64_t plain_read(const std::byte* data, size_t bytes) {
+  uint64_t sum[8] = {};
+  for (size_t at = 0; at + 64 <= bytes; at += 64) {
+    uint64_t line[8];
+    std::memcpy(line, data + at, 64);
+    __builtin_prefetch(data + at + 4096);
+    for (int i = 0; i < 8; ++i) sum[i] += line[i];
+  }
+  return sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7];
+}
+
+// The same for listed rows, the row `ahead` places later prefetched meanwhile.
+uint64_t plain_gather(const WeightRows& w, const int32_t* rows, int64_t n_rows, int64_t ahead) {
+  uint64_t sum = 0;
+  for (int64_t r = 0; r < n_rows; ++r) {
+    const std::byte* row = w.data + static_cast<size_t>(rows[r]) * w.stride;
+    const std::byte* coming = w.data + static_cast<size_t>(rows[std::min(r + ahead, n_rows - 1)]) * w.stride;
+    for (size_t at = 0; at + 64 <= w.stride; at += 64) {
+      uint64_t line[8];
+      std::memcpy(line, row + at, 64);
+      __builtin_prefetch(coming + at);
+      for (uint64_t word : line) sum += word;
+    }
+  }
+  return sum;
+}
+
+// Activations with their storage.
+struct Activations {
+  Activations(const Kernels& kernels, int64_t count)
+      : f32(count * kN), q(count * kN), scale(count * kN / kBlock), sum(count * kN / kBlock) {
+    for (size_t i = 0; i < f32.size(); ++i) f32[i] = static_cast<float>((i * 2654435761u >> 8) % 1000) - 500.0f;
+    for (int64_t a = 0; a < count; ++a) {
+      const int64_t at = a * kN, block = at / kBlock;
+      kernels.quantize_activation(&f32[at], kN, &q[at], &scale[block], &sum[block]);
+      rows.push_back({&f32[at], &q[at], &scale[block], &sum[block]});
+    }
+  }
+  std::vector<float> f32;
+  std::vector<int8_t> q;
+  std::vector<float> scale;
+  std::vector<int32_t> sum;
+  std::vector<Activation> rows;
+};
+
+void bench_dot(const Kernels& kernels, WeightType type, const WeightRows& w, const Activation& act) {
+  const int64_t n_rows = static_cast<int64_t>(kMatrixBytes / w.stride);
+  std::vector<float> out(static_cast<size_t>(n_rows));
+  std::vector<int32_t> list;  // about every tenth row
+  for (int64_t row = 0; row < n_rows; row += 1 + row * 7 % 19) list.push_back(static_cast<int32_t>(row));
+  const int64_t n_list = static_cast<int64_t>(list.size());
+  const auto keep = [&](int64_t at, uint64_t sum) { std::memcpy(&out[static_cast<size_t>(at)], &sum, sizeof(float)); };
+  for (int threads = 1; threads <= 2; ++threads) {
+    // GB/s of work(begin, end) over `total` rows shared by the threads.
+    const auto rate = [&](int64_t total, const std::function<void(int64_t, int64_t)>& work) {
+      const double seconds =
+          best_seconds(threads, [&](int t) { work(total * t / threads, total * (t + 1) / threads); });
+      return static_cast<double>(total) * static_cast<double>(w.stride) / seconds * 1e-9;
+    };
+    const double read = rate(n_rows, [&](int64_t begin, int64_t end) {
+      const size_t at = static_cast<size_t>(begin) * w.stride;
+      keep(begin, plain_read(w.data + at, static_cast<size_t>(end) * w.stride - at));
+    });
+    const double dense = rate(n_rows, [&](int64_t begin, int64_t end) {
+      kernels.dot_rows[type](w, nullptr, begin, end - begin, act, &out[static_cast<size_t>(begin)]);
+    });
+    double gather = 0.0;
+    for (int64_t ahead : {1, 2, 4})
+      gather = std::max(gather, rate(n_list, [&](int64_t begin, int64_t end) {
+                          keep(begin, plain_gather(w, &list[static_cast<size_t>(begin)], end - begin, ahead));
+                        }));
+    const double gathered = rate(n_list, [&](int64_t begin, int64_t end) {
+      const size_t at = static_cast<size_t>(begin);
+      kernels.dot_rows[type](w, &list[at], 0, end - begin, act, &out[at]);
+    });
+    std::printf("  dot_rows, %d threads, GB/s: %5.1f of %5.1f read; listed rows %5.1f of %5.1f read\n", threads, dense,
+                read, gathered, gather);
+  }
+}
+
+void bench_gemm(const Kernels& kernels, WeightType type, const WeightRows& w, const Activations& acts, int64_t n_acts) {
+  const bool slow = std::string(kernels.isa) == "generic";
+  // Few activations stream the weights: the whole matrix, so that no cache holds it.
+  const int64_t n_rows = slow ? 512 : n_acts <= 16 ? static_cast<int64_t>(kMatrixBytes / w.stride) : 2048;
+  std::vector<float> out(static_cast<size_t>(n_acts * n_rows));
+  double rate[2];
+  for (int threads = 1; threads <= 2; ++threads) {
+    Buffer scratch[2] = {make_buffer(kernels.gemm_scratch_bytes(kN)), make_buffer(kernels.gemm_scratch_bytes(kN))};
+    const double time = best_seconds(threads, [&](int t) {
+      const int64_t begin = n_rows * t / threads, end = n_rows * (t + 1) / threads;
+      kernels.gemm[type]({w, begin, end - begin, acts.rows.data(), n_acts, &out[static_cast<size_t>(begin)], n_rows,
+                          scratch[t].get()});
+    });
+    rate[threads - 1] = 2e-9 * static_cast<double>(n_rows) * static_cast<double>(n_acts) * kN / time;
+  }
+  const double weights = rate[1] / (2.0 * static_cast<double>(n_acts) * kN) * static_cast<double>(w.stride);
+  std::printf("  gemm %3ld acts  Gop/s  1 thread %7.1f   2 threads %7.1f   (weights %5.1f GB/s)\n",
+              static_cast<long>(n_acts), rate[0], rate[1], weights);
+}
+
+void bench_isa(const Kernels& kernels) {
+  const Buffer data = make_buffer(kMatrixBytes);
+  const Activations acts(kernels, 512);
+  const struct {
+    const char* name;
+    WeightType type;
+    size_t block_bytes;
+  } types[] = {{"Q8_0", kWeightQ8_0, 34}, {"Q4_0", kWeightQ4_0, 18}};
+  for (const auto& type : types) {
+    fill_rows(data.get(), type.block_bytes);
+    const WeightRows w{data.get(), static_cast<size_t>(kN / kBlock) * type.block_bytes, kN};
+    std::printf("%s %s, rows of %ld\n", kernels.isa, type.name, static_cast<long>(kN));
+    bench_dot(kernels, type.type, w, acts.rows[0]);
+    for (int64_t n_acts : {2, 4, 8, 32, 512}) bench_gemm(kernels, type.type, w, acts, n_acts);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string only = argc > 1 ? argv[1] : "";
+  Kernels kernels{};
+  const auto wanted = [&](const char* isa) {
+    kernels.isa = isa;
+    return only.empty() || only == isa;
+  };
+  __builtin_cpu_init();
+  if (wanted("avx512") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw")) {
+    fill_block_avx512(kernels);
+    bench_isa(kernels);
+  }
+  if (wanted("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    fill_block_avx2(kernels);
+    bench_isa(kernels);
+  }
+  if (wanted("generic")) {
+    fill_block_generic(kernels);
+    bench_isa(kernels);
+  }
+}
