@@ -1,0 +1,267 @@
+// `hotset bench`: throughput as llama-bench reports it: `pp512` is a prompt of 512 tokens, `tg128` 128 decode steps.
+#include <algorithm>
+#include <cctype>
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include "tools/common.h"
+#include "tools/json.h"
+
+namespace hotset::cli {
+namespace {
+
+struct BenchFlags {
+  std::vector<int64_t> n_prompt{512};
+  std::vector<int64_t> n_gen{128};
+  std::vector<int64_t> n_threads{0};
+  std::vector<int64_t> n_batch{512};
+  int64_t n_repeat = 5;
+  std::string output = "md";
+  bool as_json = false;
+  bool machine = false;
+  std::string synth;
+  ModelFlags model;
+  DeviceFlags device;
+};
+
+// One test on one engine.
+struct Row {
+  const Model* model = nullptr;
+  EngineInfo info;
+  int64_t n_batch = 0;
+  int64_t n_prompt = 0;  // one of the two is 0
+  int64_t n_gen = 0;
+  std::vector<double> samples_ts;
+
+  std::string test() const { return n_prompt > 0 ? cat("pp", n_prompt) : cat("tg", n_gen); }
+  double mean() const {
+    double sum = 0;
+    for (const double sample : samples_ts) sum += sample;
+    return sum / static_cast<double>(samples_ts.size());
+  }
+  double deviation() const {
+    if (samples_ts.size() < 2) return 0;
+    double sum = 0;
+    for (const double sample : samples_ts) sum += (sample - mean()) * (sample - mean());
+    return std::sqrt(sum / static_cast<double>(samples_ts.size() - 1));
+  }
+  // Only decode reads the weights once a token; a prompt's tokens share them.
+  std::optional<double> gbps() const {
+    if (n_gen == 0) return std::nullopt;
+    return static_cast<double>(info.weight_bytes_per_token) * mean() / 1e9;
+  }
+  uint64_t ram_bytes() const {
+    return info.weight_bytes + info.buffer_bytes +
+           info.kv_bytes_per_position * static_cast<uint64_t>(std::max(n_prompt, n_gen));
+  }
+};
+
+// The one list of what a row says; `is_text` values are quoted. "null" stands for what was not measured.
+struct Field {
+  const char* name;
+  std::string value;
+  bool is_text = false;
+};
+
+std::vector<Field> row_fields(const Row& row) {
+  JsonWriter samples;
+  samples.value(row.samples_ts);
+  const auto gbps = row.gbps();
+  return {{"model", row.model->path(), true},
+          {"model_size", cat(row.model->size_bytes())},
+          {"model_n_params", cat(row.model->n_params())},
+          {"arch", row.model->config().arch_name, true},
+          {"type", row.model->type_text(), true},
+          {"mode", row.info.mode, true},
+          {"device", row.info.device, true},
+          {"gpu", "null"},
+          {"n_threads", cat(row.info.n_threads)},
+          {"n_batch", cat(row.n_batch)},
+          {"isa", row.info.isa, true},
+          {"kv_type", row.info.kv_type, true},
+          {"test", row.test(), true},
+          {"n_prompt", cat(row.n_prompt)},
+          {"n_gen", cat(row.n_gen)},
+          {"avg_ts", json_number(row.mean())},
+          {"stddev_ts", json_number(row.deviation())},
+          {"samples_ts", samples.text()},
+          {"gbps", gbps ? json_number(*gbps) : "null"},
+          {"vram_bytes", row.info.device == "cpu" ? "0" : "null"},
+          {"ram_bytes", cat(row.ram_bytes())},
+          {"active_share", "null"},
+          {"gpu_active_share", "null"},
+          {"version", version(), true},
+          {"build_commit", build_commit(), true}};
+}
+
+std::string json_object(const Row& row) {
+  JsonWriter json;
+  json.begin_object();
+  for (const Field& field : row_fields(row)) {
+    json.key(field.name);
+    field.is_text ? json.value(field.value) : json.raw(field.value);
+  }
+  json.end_object();
+  return json.text();
+}
+
+std::string csv_quoted(const std::string& text) {
+  std::string out = "\"";
+  for (const char c : text) out += c == '"' ? "\"\"" : std::string(1, c);
+  return out + "\"";
+}
+
+std::string csv_line(const Row& row, bool is_header) {
+  std::string out;
+  for (const Field& field : row_fields(row)) {
+    const std::string value = is_header ? field.name : field.value == "null" ? "" : csv_quoted(field.value);
+    out += (out.empty() ? "" : ",") + value;
+  }
+  return out + "\n";
+}
+
+std::string table_line(const Row& row, bool shows_batch) {
+  const double n_params = static_cast<double>(row.model->n_params());
+  const std::string params = n_params < 1e9 ? text_of("%.2f M", n_params / 1e6) : text_of("%.2f B", n_params / 1e9);
+  const auto gbps = row.gbps();
+  std::string backend = row.info.device;
+  for (char& c : backend) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  std::string out = text_of("| %-30s | %10s | %10s | %-10s | %7d | ", row.model->type_text().substr(0, 100).c_str(),
+                            bytes_text(row.model->size_bytes()).c_str(), params.c_str(), backend.c_str(),
+                            row.info.n_threads);
+  if (shows_batch) out += text_of("%7lld | ", static_cast<long long>(row.n_batch));
+  out += text_of("%15s | %20s | ", row.test().c_str(), text_of("%.2f ± %.2f", row.mean(), row.deviation()).c_str());
+  return out + text_of("%7s |\n", gbps ? text_of("%.2f", *gbps).c_str() : "");
+}
+
+std::string table_head(bool shows_batch) {
+  const std::string batch_name = shows_batch ? "n_batch | " : "";
+  const std::string batch_rule = shows_batch ? "------: | " : "";
+  return text_of("| %-30s | %10s | %10s | %-10s | %7s | %s%15s | %19s | %7s |\n", "model", "size", "params", "backend",
+                 "threads", batch_name.c_str(), "test", "t/s", "GB/s") +
+         "| ------------------------------ | ---------: | ---------: | ---------- | ------: | " + batch_rule +
+         "--------------: | ------------------: | ------: |\n";
+}
+
+// Prints rows as they come, in the format that was asked for.
+class Report {
+ public:
+  Report(std::string format, bool shows_batch) : format_(std::move(format)), shows_batch_(shows_batch) {}
+
+  void add(const Row& row) {
+    const bool is_first = n_rows_++ == 0;
+    if (format_ == "json") return write_stdout((is_first ? "[\n  " : ",\n  ") + json_object(row));
+    if (format_ == "jsonl") return write_stdout(json_object(row) + "\n");
+    if (format_ == "csv") return write_stdout((is_first ? csv_line(row, true) : "") + csv_line(row, false));
+    write_stdout((is_first ? table_head(shows_batch_) : "") + table_line(row, shows_batch_));
+  }
+
+  void finish() {
+    if (format_ == "json") write_stdout(n_rows_ == 0 ? "[]\n" : "\n]\n");
+    if (format_ == "md") write_stdout(cat("\nbuild: ", build_commit(), " (", version(), ")\n"));
+  }
+
+ private:
+  std::string format_;
+  bool shows_batch_;
+  int64_t n_rows_ = 0;
+};
+
+// `n` tokens of an English text; ids in turn where the vocabulary makes nothing of it.
+std::vector<int32_t> text_tokens(const Tokenizer& tokenizer, int64_t n) {
+  constexpr const char* kText =
+      "Early in the morning the old fisherman rowed out to the island, because the wind had turned and the sea was "
+      "calm. He counted 12 boats near the harbour, and said to his daughter: \"Today we shall not be alone.\" ";
+  std::vector<int32_t> tokens = tokenizer.encode(kText);
+  const size_t n_text = tokens.size();
+  tokens.resize(static_cast<size_t>(std::max<int64_t>(n, 1)));
+  for (size_t i = n_text; i < tokens.size(); ++i) {
+    tokens[i] = n_text > 1 ? tokens[1 + (i - 1) % (n_text - 1)]  // BOS stays at the start
+                           : static_cast<int32_t>(i % static_cast<size_t>(tokenizer.n_vocab()));
+  }
+  return tokens;
+}
+
+// Milliseconds of one run: the prompt at once, or the tokens one after another.
+double run_once(Session& session, std::span<const int32_t> tokens, bool one_by_one) {
+  session.truncate(0);
+  const Stopwatch watch;
+  const size_t step = one_by_one ? 1 : tokens.size();
+  for (size_t i = 0; i < tokens.size(); i += step) session.prefill(tokens.subspan(i, step), interrupt_check());
+  return watch.ms();
+}
+
+void measure(Engine& engine, int64_t n_repeat, Row& row) {
+  const bool one_by_one = row.n_prompt == 0;
+  const int64_t n_tokens = std::max(row.n_prompt, row.n_gen);
+  const std::vector<int32_t> tokens = text_tokens(engine.model().tokenizer(), n_tokens);
+  Session session = engine.open_session();
+  const std::span<const int32_t> all(tokens);
+  run_once(session, one_by_one ? all.first(std::min<size_t>(tokens.size(), 8)) : all, one_by_one);  // warm-up
+  for (int64_t i = 0; i < n_repeat; ++i) {
+    if (stderr_is_terminal()) write_stderr(cat("\r", row.test(), " ", i + 1, "/", n_repeat, " "));
+    row.samples_ts.push_back(per_second(n_tokens, run_once(session, all, one_by_one)));
+  }
+  if (stderr_is_terminal()) write_stderr("\r\033[K");
+}
+
+void declare(Args& args, BenchFlags& flags) {
+  constexpr IntRange kTokens{0, kContextRange.high};
+  args.int_list("-p,--n-prompt", "prompt lengths (512); 0 = none", flags.n_prompt, kTokens);
+  args.int_list("-n,--n-gen", "tokens to generate (128); 0 = none", flags.n_gen, kTokens);
+  args.integer("-r,--repetitions", "timed runs of each test (5)", flags.n_repeat, {1, 100000});
+  args.int_list("-t,--threads", "CPU threads; 0 = one per core", flags.n_threads, kThreadRange);
+  args.int_list("-b,--batch-size", "prompt tokens computed at once (512)", flags.n_batch, kBatchRange);
+  args.choice("-o,--output", "md|csv|json|jsonl", "how to print", flags.output);
+  args.flag("--json", "same as -o json", flags.as_json);
+  add_model_flags(args, flags.model);
+  add_device_flags(args, flags.device);
+  args.flag("--machine", "measure the rates that placement needs (not in this version)", flags.machine);
+  args.text("--synth", "RECIPE", "bench a model made in memory (not in this version)", flags.synth);
+}
+
+void refuse_later_flags(const Args& args) {
+  for (const char* name : {"--machine", "--synth"}) {
+    if (!args.given(name)) continue;
+    throw UsageError(error_text("bench", "option is not in this version", "one of 'hotset bench --help'", name,
+                                "use a newer version when there is one"));
+  }
+}
+
+}  // namespace
+
+int cmd_bench(const Words& words) {
+  Args args("bench", "Measures tokens per second. Lists such as -t 1,2 are swept.");
+  BenchFlags flags;
+  declare(args, flags);
+  if (parse_or_help(args, words)) return kExitDone;
+  refuse_later_flags(args);
+
+  const auto model = open_model(flags.model);
+  const auto longest = [](const std::vector<int64_t>& list) { return *std::max_element(list.begin(), list.end()); };
+  ComputeFlags compute;
+  compute.n_ctx = std::max<int64_t>({longest(flags.n_prompt), longest(flags.n_gen), 1});
+  Report report(flags.as_json ? "json" : flags.output, flags.n_batch.size() > 1);
+  bool is_first = true;
+  for (const int64_t n_threads : flags.n_threads) {
+    for (const int64_t n_batch : flags.n_batch) {
+      compute.n_threads = n_threads;
+      compute.n_batch = n_batch;
+      const auto engine = Engine::create(model, engine_options(flags.model, flags.device, compute));
+      if (std::exchange(is_first, false)) note_unused_flags(flags.device, engine->info());
+      const auto run_test = [&](int64_t n_prompt, int64_t n_gen) {
+        if (n_prompt + n_gen == 0) return;
+        Row row{model.get(), engine->info(), n_batch, n_prompt, n_gen, {}};
+        measure(*engine, flags.n_repeat, row);
+        report.add(row);
+      };
+      for (const int64_t n_prompt : flags.n_prompt) run_test(n_prompt, 0);
+      for (const int64_t n_gen : flags.n_gen) run_test(0, n_gen);
+    }
+  }
+  report.finish();
+  return kExitDone;
+}
+
+}  // namespace hotset::cli

@@ -1,0 +1,174 @@
+#include "tools/common.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <climits>
+#include <cstdlib>
+
+namespace hotset::cli {
+namespace {
+
+bool is_file(const std::string& path) {
+  struct stat status {};
+  return stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode);
+}
+
+// The folder above the one that the running program lies in, "" when the system does not say.
+std::string installation_folder() {
+  char path[PATH_MAX];
+  const ssize_t n = readlink("/proc/self/exe", path, sizeof path);
+  if (n <= 0 || n == static_cast<ssize_t>(sizeof path)) return "";
+  const std::string full(path, static_cast<size_t>(n));
+  const std::string folder = full.substr(0, full.rfind('/'));
+  return folder.substr(0, folder.rfind('/'));
+}
+
+// Warnings always, the rest when asked for.
+LogSink log_sink(const ModelFlags& flags) {
+  return [verbose = flags.verbose](LogLevel level, const std::string& line) {
+    if (level == LogLevel::kWarning) write_note("warning: " + line);
+    if (level == LogLevel::kInfo && verbose) write_note(line);
+  };
+}
+
+[[noreturn]] void refuse_hub(const std::string& name) {
+  throw UsageError(error_text("model", "models of the hub need the Python package", "the path of a GGUF file",
+                              quoted(name), "run 'pip install hotset', or download the file and use -m FILE"));
+}
+
+// -ngl: auto, 0 (CPU only), all, or a number of layers.
+bool wants_gpu(const std::string& n_gpu_layers) {
+  if (n_gpu_layers == "auto") return false;
+  if (n_gpu_layers == "all") return true;
+  return parse_int("options", "-ngl", n_gpu_layers, {0, 1 << 20}) > 0;
+}
+
+}  // namespace
+
+bool parse_or_help(Args& args, const Words& words) {
+  if (!args.parse(words)) return false;
+  write_stdout(args.help());
+  return true;
+}
+
+void add_vocabulary_flags(Args& args, ModelFlags& flags) {
+  args.text("-m,--model", "FILE", "GGUF file (default: the packaged model)", flags.path);
+  args.text("-hf,--hf-repo", "REPO", "model of the Hugging Face hub (Python package only)", flags.hub);
+}
+
+void add_model_flags(Args& args, ModelFlags& flags) {
+  add_vocabulary_flags(args, flags);
+  args.choice("--activation", "silu|relu", "FFN activation, for files that do not say", flags.activation);
+  args.flag("-v,--verbose", "show what the library reports", flags.verbose);
+}
+
+void add_device_flags(Args& args, DeviceFlags& flags) {
+  args.choice("--mode", "exact|predict|dense|auto", "which FFN units are computed", flags.mode);
+  args.choice("--device", "auto|cpu|cuda|virtual", "where to compute", flags.device);
+  args.text("-ngl,--gpu-layers,--n-gpu-layers", "N|all|auto", "layers on the GPU; 0 = CPU only", flags.n_gpu_layers);
+  args.size("--vram-budget", "GPU memory to use: 8GiB, 8000MiB, auto", flags.vram_budget);
+  args.choice("--adapt", "on|off", "move hot units while generating", flags.adapt);
+  args.choice("--kv-type", "auto|f16|f32|q8_0", "number format of the KV cache", flags.kv_type);
+  args.choice("--kv-place", "auto|device|host", "memory of the KV cache", flags.kv_place);
+}
+
+void add_compute_flags(Args& args, ComputeFlags& flags) {
+  args.integer("-c,--ctx-size", "context size; 0 = as the model was trained", flags.n_ctx, kContextRange);
+  args.integer("-t,--threads", "CPU threads; 0 = one per core", flags.n_threads, kThreadRange);
+  args.integer("-b,--batch-size", "prompt tokens computed at once", flags.n_batch, kBatchRange);
+}
+
+void add_prompt_flags(Args& args, PromptFlags& flags) {
+  args.text("-p,--prompt", "TEXT", "the text, bytes as they are; - reads stdin", flags.text);
+  args.text("-f,--file", "FILE", "read the text from a file", flags.file);
+}
+
+std::string default_model_path() {
+  const char* stated = std::getenv("HOTSET_MODEL");
+  if (stated != nullptr && *stated != '\0') return stated;
+  for (const char* place : {"/share/hotset/", "/data/"}) {  // a CMake installation or build; the Python package
+    const std::string path = installation_folder() + place + "demo-relu-q8_0.gguf";
+    if (is_file(path)) return path;
+  }
+  return "";
+}
+
+std::string model_path(const ModelFlags& flags) {
+  if (!flags.hub.empty()) refuse_hub(flags.hub);
+  if (flags.path.rfind("hf:", 0) == 0) refuse_hub(flags.path);
+  const std::string path = flags.path.empty() ? default_model_path() : flags.path;
+  if (path.empty()) {
+    throw Error(error_text("model", "no model", "-m FILE or the packaged model", "neither",
+                           "name a GGUF file with -m or in HOTSET_MODEL"));
+  }
+  return path;
+}
+
+std::shared_ptr<const Model> open_model(const ModelFlags& flags) {
+  ModelOptions options;
+  options.activation = flags.activation;
+  options.log = log_sink(flags);
+  return Model::load(model_path(flags), options);
+}
+
+EngineOptions engine_options(const ModelFlags& model, const DeviceFlags& device, const ComputeFlags& compute) {
+  EngineOptions options;
+  options.n_ctx = compute.n_ctx;
+  options.n_threads = static_cast<int32_t>(compute.n_threads);
+  options.n_batch = static_cast<int32_t>(compute.n_batch);
+  options.kv_type = device.kv_type;
+  options.mode = device.mode;
+  options.device = device.device;
+  options.log = log_sink(model);
+  const bool gpu_layers = wants_gpu(device.n_gpu_layers);
+  const bool cpu_only = device.n_gpu_layers == "0";
+  if ((gpu_layers && device.device == "cpu") || (cpu_only && device.device == "cuda")) {
+    throw UsageError(error_text("options", "contradicting flags", "-ngl and --device that agree",
+                                "-ngl " + device.n_gpu_layers + " --device " + device.device, "drop one of them"));
+  }
+  if (device.device == "auto" && gpu_layers) options.device = "cuda";
+  if (device.device == "auto" && cpu_only) options.device = "cpu";
+  return options;
+}
+
+void note_unused_flags(const DeviceFlags& flags, const EngineInfo& info) {
+  if (info.device != "cpu") return;
+  std::string unused;
+  const auto add = [&](bool is_unused, const std::string& text) {
+    if (is_unused) unused += (unused.empty() ? "" : ", ") + text;
+  };
+  add(flags.vram_budget != "auto", "--vram-budget " + flags.vram_budget);
+  add(flags.kv_place == "device", "--kv-place device");
+  add(flags.adapt == "on", "--adapt on");
+  if (!unused.empty()) write_note("note: no effect, everything runs on the CPU: " + unused);
+}
+
+std::string engine_line(const Model& model, const EngineInfo& info) {
+  return cat(model.name(), " (", model.type_text(), ", ", bytes_text(model.size_bytes()), ") on ", info.device, " ",
+             info.isa, ", ", info.n_threads, info.n_threads == 1 ? " thread" : " threads", ", context ", info.n_ctx,
+             ", mode ", info.mode, ", kv ", info.kv_type);
+}
+
+std::string prompt_text(const Args& args, const PromptFlags& flags) {
+  const bool has_text = args.given("-p");
+  const bool has_file = args.given("-f");
+  if (has_text == has_file) {
+    throw UsageError(error_text(args.command(), has_text ? "two prompts" : "no prompt", "-p TEXT or -f FILE",
+                                has_text ? "both" : "neither", has_text ? "drop one" : "add one; -p - reads stdin"));
+  }
+  if (has_file) return read_file(flags.file);
+  return flags.text == "-" ? read_stdin() : flags.text;
+}
+
+void check_token_ids(const std::string& where, const std::vector<int32_t>& ids, int32_t n_vocab, bool usage) {
+  for (const int32_t id : ids) {
+    if (id >= 0 && id < n_vocab) continue;
+    const std::string text = error_text(where, "token id outside the vocabulary", cat("0 to ", n_vocab - 1), cat(id),
+                                        "use ids of this model's vocabulary");
+    if (usage) throw UsageError(text);
+    throw Error(text);
+  }
+}
+
+}  // namespace hotset::cli
