@@ -1,0 +1,235 @@
+"""The native command against references: token ids, logits, losses, benchmark rows, reports."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+
+from conftest import assert_one_error_line
+
+
+def token_list(result) -> list[int]:
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def logits_of(hotset, tmp_path, model, ids, *options, env=None) -> np.ndarray:
+    path = tmp_path / "logits.npy"
+    words = ["logits", "-m", str(model), "--tokens", ",".join(map(str, ids)), "-o", str(path), *options]
+    result = hotset(*words, env=env)
+    assert (result.returncode, result.stdout) == (0, b""), result.stderr
+    return np.load(path)
+
+
+# --- tokenize, detokenize -------------------------------------------------------------------------------------------
+
+
+def test_tokenize_adds_nothing_to_the_bytes(hotset, demo_model):
+    words = ["tokenize", "-m", str(demo_model), "--no-bos"]
+    with_newline, without = token_list(hotset(*words, stdin=b"a b\n")), token_list(hotset(*words, stdin=b"a b"))
+    assert with_newline[: len(without)] == without and len(with_newline) > len(without)
+    assert token_list(hotset(*words, stdin=b"")) == []
+    assert token_list(hotset(*words, "-p", "a b")) == without
+    with_bos = token_list(hotset(*words[:-1], stdin=b"a b"))
+    assert len(with_bos) == len(without) + 1 and with_bos[1:] == without
+
+
+def test_parse_special_is_off_by_default(hotset, stories):
+    words = ["tokenize", "-m", str(stories), "--no-bos"]
+    assert 2 not in token_list(hotset(*words, stdin=b"a</s>"))
+    assert token_list(hotset(*words, "--parse-special", stdin=b"a</s>"))[-1] == 2
+
+
+def test_tokenize_round_trip_of_text_and_bytes(hotset, demo_model, shared):
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    source = random.Random(seed)
+    texts = [b"", b" ", b"  a", "Über 12 Äpfel 🦙\n\t".encode(), bytes(source.randrange(256) for _ in range(300))]
+    for model in (demo_model, *sorted((shared / "vocabs").glob("*.gguf"))):
+        for text in texts:
+            ids = hotset("tokenize", "-m", str(model), stdin=text)
+            assert ids.returncode == 0, ids.stderr
+            back = hotset("detokenize", "-m", str(model), stdin=ids.stdout)
+            assert (back.returncode, back.stdout) == (0, text), (model, back.stderr)
+
+
+@pytest.mark.parametrize("name", ["llama-spm", "gpt-2", "llama-bpe"])
+def test_vocabulary_vectors(hotset, shared, name):
+    model = shared / "vocabs" / f"ggml-vocab-{name}.gguf"
+    cases = model.with_name(model.name + ".inp").read_bytes().split(b"\n__ggml_vocab_test__\n")[:-1]
+    lines = model.with_name(model.name + ".out").read_text().splitlines()
+    expected = [[int(word) for word in line.split()] for line in lines]
+    assert len(cases) == len(expected) == 46
+    for text, ids in zip(cases, expected):
+        assert token_list(hotset("tokenize", "-m", str(model), "--no-bos", stdin=text)) == ids, text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b" ", b"[", b"]", b"[1", b"[1,", b"[1,]", b"[,1]", b"[1 2]", b"[1.5]", b"[1e2]", b"[01]", b"[-]", b"[--1]",
+     b"[+1]", b"[99999999999]", b"[-99999999999]", b'["1"]', b"[[1]]", b"[1] x", b"{}", b"null", b"1", b"[1]\0",
+     b"[\xff]", b"[" * 100_000, b"[-1]", b"[512]", b"[2147483647]"],
+    ids=lambda text: repr(text[:20]),
+)  # fmt: skip
+def test_detokenize_refuses_what_is_no_list_of_ids(hotset, stories, text):
+    assert_one_error_line(hotset("detokenize", "-m", str(stories), stdin=text, memory=1 << 30), 1)
+
+
+def test_detokenize_accepts_any_white_space(hotset, stories):
+    plain = hotset("detokenize", "-m", str(stories), stdin=b"[403,407]")
+    assert plain.returncode == 0 and plain.stdout
+    assert hotset("detokenize", "-m", str(stories), stdin=b" \n[ 403\t,\r\n407 ]\n").stdout == plain.stdout
+    assert hotset("detokenize", "-m", str(stories), stdin=b"[]").stdout == b""
+
+
+# --- logits, perplexity ---------------------------------------------------------------------------------------------
+
+
+def test_logits_of_stories260k_against_float64(hotset, tmp_path, stories, golden):
+    ids = [1, *golden["greedy_ids_from_bos"][:255]]
+    logits = logits_of(hotset, tmp_path, stories, ids)
+    assert logits.shape == (256, 512) and logits.dtype == np.float32
+    reference = np.array(golden["logits_pos0"])
+    error = logits[0].astype(np.float64) - reference
+    assert np.sum(error**2) / np.sum(reference**2) <= 1e-9
+    for check in golden["logit_checks"]:
+        row = logits[check["pos"]].astype(np.float64)
+        top = [int(i) for i in np.argsort(-row)[:5]]
+        assert top == [i for i, _ in check["top5"]]
+        np.testing.assert_allclose(row[top], [x for _, x in check["top5"]], atol=1e-4)
+        assert np.log(np.sum(np.exp(row - row.max()))) + row.max() == pytest.approx(check["logsumexp"], abs=1e-4)
+
+
+def test_published_loss_of_stories260k(hotset, tmp_path, stories, golden):
+    total, n_scored = 0.0, 0
+    for story in golden["story_nll"]:
+        logits = logits_of(hotset, tmp_path, stories, story["ids"]).astype(np.float64)[:-1]
+        peak = logits.max(axis=1)
+        chosen = logits[np.arange(len(logits)), story["ids"][1:]]
+        loss = float(np.sum(np.log(np.sum(np.exp(logits - peak[:, None]), axis=1)) + peak - chosen))
+        assert loss == pytest.approx(story["nll_sum"], rel=1e-5)
+        total, n_scored = total + loss, n_scored + len(logits)
+    assert total / n_scored == pytest.approx(golden["mean_nll_10_stories"], rel=1e-5)
+
+
+def test_logits_are_equal_bit_for_bit_whatever_the_threads_and_batches(hotset, tmp_path, demo_model):
+    ids = token_list(hotset("tokenize", "-m", str(demo_model), stdin=b"The fox and the hare went to the market. " * 4))
+    expected = logits_of(hotset, tmp_path, demo_model, ids, "-t", "1").tobytes()
+    for threads in ("2", "3", "4"):
+        assert logits_of(hotset, tmp_path, demo_model, ids, "-t", threads).tobytes() == expected
+    for batch in ("1", "5"):
+        assert logits_of(hotset, tmp_path, demo_model, ids, "-b", batch).tobytes() == expected
+
+
+def test_logits_output_is_whole_or_absent(hotset, tmp_path, stories):
+    path = tmp_path / "out.npy"
+    path.write_bytes(b"old")
+    assert_one_error_line(hotset("logits", "-m", str(stories), "--tokens", "1,512", "-o", str(path)), 2)
+    assert_one_error_line(hotset("logits", "-m", str(stories), "--tokens", "1,2", "-c", "1", "-o", str(path)), 1)
+    assert path.read_bytes() == b"old"
+    assert_one_error_line(hotset("logits", "-m", str(stories), "--tokens", "1", "-o", str(tmp_path / "no" / "x")), 1)
+    assert hotset("logits", "-m", str(stories), "--tokens", "1,2", "-o", str(path)).returncode == 0
+    assert np.load(path).shape == (2, 512)
+    assert [p.name for p in tmp_path.iterdir()] == ["out.npy"]
+    streamed = hotset("logits", "-m", str(stories), "--tokens", "-", "-o", "-", stdin=b"[1, 2]")
+    assert streamed.stdout == path.read_bytes()
+
+
+def test_perplexity_is_the_mean_over_second_halves(hotset, tmp_path, stories, golden):
+    text = "\n".join(story["text"] for story in golden["story_nll"])
+    path = tmp_path / "stories.txt"
+    path.write_text(text)
+    n_ctx = 128
+    ids = token_list(hotset("tokenize", "-m", str(stories), stdin=text.encode()))
+    losses = []
+    for start in range(0, len(ids) - n_ctx + 1, n_ctx):
+        chunk = [1, *ids[start + 1 : start + n_ctx]]
+        logits = logits_of(hotset, tmp_path, stories, chunk).astype(np.float64)
+        for pos in range(n_ctx // 2, n_ctx - 1):
+            row = logits[pos]
+            losses.append(float(np.log(np.sum(np.exp(row - row.max()))) + row.max() - row[chunk[pos + 1]]))
+    words = ["perplexity", "-m", str(stories), "-f", str(path), "-c", str(n_ctx)]
+    result = hotset(*words)
+    assert result.returncode == 0, result.stderr
+    last = result.stdout.decode().splitlines()[-1]
+    match = re.fullmatch(r"Final estimate: PPL = (\d+\.\d{4}) \+/- (\d+\.\d{5})", last)
+    assert match, last
+    assert float(match.group(1)) == pytest.approx(np.exp(np.mean(losses)), rel=1e-4)
+    answer = json.loads(hotset(*words, "--json").stdout)
+    assert answer["n_scored"] == len(losses)
+    assert answer["nll_mean"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert answer["ppl_error"] > 0
+
+
+def test_perplexity_of_a_short_text_is_an_error(hotset, stories, tmp_path):
+    path = tmp_path / "short.txt"
+    path.write_text("Once upon a time")
+    assert_one_error_line(hotset("perplexity", "-m", str(stories), "-f", str(path)), 1)
+
+
+# --- inspect, bench, doctor -----------------------------------------------------------------------------------------
+
+
+def test_inspect_tells_what_runs(hotset, demo_model, shared):
+    answer = json.loads(hotset("inspect", "-m", str(demo_model), "--json").stdout)
+    assert answer["runs"] is True and answer["verdict"]
+    assert answer["file_bytes"] == demo_model.stat().st_size
+    assert {"key", "type", "value"} == set(answer["metadata"][0])
+    tensors = {tensor["name"]: tensor for tensor in answer["tensors"]}
+    assert tensors["token_embd.weight"]["shape"][1] == 4096
+    assert sum(t["n_bytes"] for t in answer["tensors"]) == sum(t["n_bytes"] for t in answer["types"].values())
+    text = hotset("inspect", str(demo_model))
+    assert text.returncode == 0 and b"runs      yes" in text.stdout and b"token_embd.weight" in text.stdout
+    vocabulary = hotset("inspect", "-m", str(shared / "vocabs" / "ggml-vocab-gpt-2.gguf"), "--json")
+    assert vocabulary.returncode == 0
+    assert json.loads(vocabulary.stdout)["runs"] is False
+
+
+BENCH_KEYS = {
+    "model", "model_size", "model_n_params", "arch", "type", "mode", "device", "gpu", "n_threads", "isa", "n_prompt",
+    "n_gen", "avg_ts", "stddev_ts", "samples_ts", "gbps", "vram_bytes", "ram_bytes", "active_share",
+    "gpu_active_share", "build_commit",
+}  # fmt: skip
+
+
+def test_bench_formats_agree(hotset, demo_model):
+    words = ["bench", "-m", str(demo_model), "-p", "16,0", "-n", "8", "-r", "2", "-t", "1,2"]
+    result = hotset(*words, "-o", "json")
+    assert (result.returncode, result.stderr) == (0, b"")
+    rows = json.loads(result.stdout)
+    assert [(row["n_threads"], row["n_prompt"], row["n_gen"]) for row in rows] == [
+        (1, 16, 0), (1, 0, 8), (2, 16, 0), (2, 0, 8)]  # fmt: skip
+    for row in rows:
+        assert BENCH_KEYS <= set(row)
+        assert len(row["samples_ts"]) == 2 and min(row["samples_ts"]) > 0
+        assert row["avg_ts"] == pytest.approx(np.mean(row["samples_ts"]))
+        assert row["stddev_ts"] == pytest.approx(np.std(row["samples_ts"], ddof=1))
+        assert (row["gbps"] is None) == (row["n_gen"] == 0)
+    lines = hotset(*words, "-o", "jsonl").stdout.splitlines()
+    assert [set(json.loads(line)) for line in lines] == [set(row) for row in rows]
+    table = list(csv.DictReader(io.StringIO(hotset(*words, "-o", "csv").stdout.decode())))
+    assert [set(row) for row in table] == [set(row) for row in rows]
+    markdown = hotset(*words).stdout.decode().splitlines()
+    assert re.sub(" +", " ", markdown[0]) == "| model | size | params | backend | threads | test | t/s | GB/s |"
+    assert [line.split("|")[6].strip() for line in markdown[2:6]] == ["pp16", "tg8", "pp16", "tg8"]
+    assert all(line.count("|") == 9 for line in markdown[:6])
+
+
+def test_doctor_knows_the_machine(hotset, demo_model):
+    answer = json.loads(hotset("doctor", "--json").stdout)
+    assert answer["n_cores"] >= 1 and answer["memory_bytes"] >= answer["free_bytes"] > 0
+    assert answer["read_gbps"] > 0
+    assert answer["isa"] and answer["model"] and answer["version"]
+    assert (answer["gpu"] is None) == bool(answer["gpu_reason"])
+    text = hotset("doctor")
+    assert (text.returncode, text.stderr) == (0, b"")
+    for word in (b"cpu ", b"memory ", b"gpu ", b"model "):
+        assert re.search(rb"^" + word, text.stdout, re.MULTILINE)
+    broken = hotset("doctor", env={"HOTSET_MODEL": "/nonexistent/model.gguf"})
+    assert broken.returncode == 0 and b"/nonexistent/model.gguf" in broken.stdout
