@@ -1,0 +1,107 @@
+// Which instruction sets this machine has, and the kernel table of each.
+#include <cstring>
+#include <string>
+
+#include "core/error.h"
+#include "cpu/kernels.h"
+#include "cpu/kernels_fill.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace hotset::cpu {
+namespace {
+
+enum Level { kGeneric, kAvx2, kAvx512 };
+constexpr const char* kNames[] = {"generic", "avx2", "avx512"};
+
+#if defined(__x86_64__)
+
+// Bits of the operating system's register state mask (XCR0): it saves xmm and ymm; also the opmask and zmm registers.
+constexpr uint32_t kSavesYmm = 0x6;
+constexpr uint32_t kSavesZmm = 0xe6;
+
+uint32_t saved_state() {
+  uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
+bool has_all(uint32_t bits, uint32_t wanted) { return (bits & wanted) == wanted; }
+
+Level detect() {
+  uint32_t eax, ebx, ecx, edx, ecx1;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx1, &edx)) return kGeneric;
+  if (!has_all(ecx1, bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C)) return kGeneric;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return kGeneric;
+  const uint32_t saved = saved_state();
+  if (!has_all(ebx, bit_AVX2) || !has_all(saved, kSavesYmm)) return kGeneric;
+  const bool avx512 = has_all(ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL) &&
+                      has_all(ecx, bit_AVX512VNNI) && has_all(saved, kSavesZmm);
+  return avx512 ? kAvx512 : kAvx2;
+}
+
+#else
+
+Level detect() { return kGeneric; }
+
+#endif
+
+Level best_level() {
+  static const Level level = detect();
+  return level;
+}
+
+// Built at first use: filling a table may itself run instructions of its set.
+template <Level level>
+const Kernels& table_of() {
+  static const Kernels table = [] {
+    Kernels built{};
+    built.isa = kNames[level];
+#if defined(__x86_64__)
+    if constexpr (level == kAvx512) {
+      fill_float_avx512(built);
+      fill_block_avx512(built);
+      return built;
+    } else if constexpr (level == kAvx2) {
+      fill_float_avx2(built);
+      fill_block_avx2(built);
+      return built;
+    }
+#endif
+    fill_float_generic(built);
+    fill_block_generic(built);
+    return built;
+  }();
+  return table;
+}
+
+}  // namespace
+
+const char* best_isa() { return kNames[best_level()]; }
+
+const Kernels& kernels_for(const char* isa) {
+  const Level best = best_level();
+  int level = best;
+  if (isa != nullptr && *isa != '\0') {
+    level = 0;
+    while (level < 3 && std::strcmp(isa, kNames[level]) != 0) ++level;
+    if (level == 3)
+      throw Error(error_text("cpu", "unknown instruction set", "generic, avx2 or avx512", quoted(isa),
+                             "correct HOTSET_ISA, or unset it to let hotset choose"));
+  }
+  if (level > best)
+    throw DeviceError(error_text("cpu", "this CPU lacks an instruction set", std::string("at most ") + best_isa(), isa,
+                                 "correct HOTSET_ISA, or unset it to let hotset choose"));
+  switch (level) {
+    case kAvx512:
+      return table_of<kAvx512>();
+    case kAvx2:
+      return table_of<kAvx2>();
+    default:
+      return table_of<kGeneric>();
+  }
+}
+
+}  // namespace hotset::cpu

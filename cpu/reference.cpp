@@ -1,0 +1,173 @@
+#include "cpu/reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace hotset::cpu::reference {
+namespace {
+
+template <class T>
+T read(const std::byte* from) {
+  T value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+int64_t unit_of(const RowSumArgs& args, int64_t i) {
+  return args.list != nullptr ? args.list[i] : args.first_unit + i;
+}
+
+}  // namespace
+
+double f16_value(uint16_t half) {
+  const double sign = (half & 0x8000) ? -1.0 : 1.0;
+  const int exponent = (half >> 10) & 31;
+  const int mantissa = half & 1023;
+  if (exponent == 31) return mantissa ? std::numeric_limits<double>::quiet_NaN() : sign * HUGE_VAL;
+  if (exponent == 0) return sign * std::ldexp(mantissa, -24);
+  return sign * std::ldexp(1024 + mantissa, exponent - 25);
+}
+
+uint16_t f16_nearest(double x) {
+  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+  if (std::isnan(x)) return sign | 0x7e00;
+  const double size = std::fabs(x);
+  if (size == 0.0) return sign;
+  if (size >= 65520.0) return sign | 0x7c00;
+  int exponent = 0;
+  std::frexp(size, &exponent);  // size in [2^(exponent - 1), 2^exponent)
+  const int unit = std::max(exponent - 11, -24);
+  const int steps = static_cast<int>(std::nearbyint(std::ldexp(size, -unit)));  // even on ties, by the default mode
+  // Halves of one sign are counted in order of size, 1024 to each power of two, so a carry needs no extra care.
+  return static_cast<uint16_t>(sign | ((unit + 24) * 1024 + steps));
+}
+
+size_t row_bytes(WeightType type, int64_t n) {
+  switch (type) {
+    case kWeightF32:
+      return static_cast<size_t>(n) * 4;
+    case kWeightQ8_0:
+      return static_cast<size_t>(n / kBlock) * 34;
+    case kWeightQ4_0:
+      return static_cast<size_t>(n / kBlock) * 18;
+    default:
+      return static_cast<size_t>(n) * 2;
+  }
+}
+
+double weight_at(WeightType type, const std::byte* row, int64_t i) {
+  const int64_t in_block = i % kBlock;
+  switch (type) {
+    case kWeightF32:
+      return read<float>(row + i * 4);
+    case kWeightF16:
+      return f16_value(read<uint16_t>(row + i * 2));
+    case kWeightBF16: {
+      const uint32_t bits = static_cast<uint32_t>(read<uint16_t>(row + i * 2)) << 16;
+      return read<float>(reinterpret_cast<const std::byte*>(&bits));
+    }
+    case kWeightQ8_0: {
+      const std::byte* block = row + i / kBlock * 34;
+      return f16_value(read<uint16_t>(block)) * read<int8_t>(block + 2 + in_block);
+    }
+    default: {
+      const std::byte* block = row + i / kBlock * 18;
+      const int both = read<uint8_t>(block + 2 + in_block % 16);
+      return f16_value(read<uint16_t>(block)) * ((in_block < 16 ? both % 16 : both / 16) - 8);
+    }
+  }
+}
+
+double activation_at(WeightType type, const Activation& a, int64_t i) {
+  const bool blocks = type == kWeightQ8_0 || type == kWeightQ4_0;
+  return blocks ? static_cast<double>(a.scale[i / kBlock]) * a.q[i] : static_cast<double>(a.f32[i]);
+}
+
+double dot(WeightType type, const std::byte* row, int64_t n, const Activation& a) {
+  double sum = 0.0;
+  for (int64_t i = 0; i < n; ++i) sum += weight_at(type, row, i) * activation_at(type, a, i);
+  return sum;
+}
+
+double dot_magnitude(WeightType type, const std::byte* row, int64_t n, const Activation& a) {
+  double sum = 0.0;
+  for (int64_t i = 0; i < n; ++i) sum += std::fabs(weight_at(type, row, i) * activation_at(type, a, i));
+  return sum;
+}
+
+void row_sum(WeightType type, const RowSumArgs& args, double* acc) {
+  for (int64_t a = 0; a < args.n_acts; ++a)
+    for (int64_t i = 0; i < args.n_units; ++i) {
+      const std::byte* row = args.w.data + static_cast<size_t>(unit_of(args, i)) * args.w.stride;
+      for (int64_t c = 0; c < args.n_cols; ++c)
+        acc[a * args.n_cols + c] +=
+            static_cast<double>(args.h[a * args.h_stride + i]) * weight_at(type, row, args.first_col + c);
+    }
+}
+
+void quantize_activation(const float* x, int64_t n, int8_t* q, double* scale, int32_t* sum) {
+  for (int64_t b = 0; b < n / kBlock; ++b) {
+    double largest = 0.0;
+    for (int64_t i = 0; i < kBlock; ++i)
+      largest = std::max(largest, std::fabs(static_cast<double>(x[b * kBlock + i])));
+    scale[b] = largest / 127.0;
+    sum[b] = 0;
+    for (int64_t i = b * kBlock; i < (b + 1) * kBlock; ++i) {
+      q[i] = largest == 0.0 ? int8_t{0} : static_cast<int8_t>(std::nearbyint(x[i] * (127.0 / largest)));
+      sum[b] += q[i];
+    }
+  }
+}
+
+void rms_norm(const float* x, const float* weight, float eps, int64_t n, double* out) {
+  double squares = 0.0;
+  for (int64_t i = 0; i < n; ++i) squares += static_cast<double>(x[i]) * x[i];
+  const double inverse = 1.0 / std::sqrt(squares / static_cast<double>(n) + eps);
+  for (int64_t i = 0; i < n; ++i) out[i] = x[i] * inverse * weight[i];
+}
+
+void rope(double* x, int64_t n_rot, bool interleaved, const float* cos, const float* sin) {
+  for (int64_t i = 0; i < n_rot / 2; ++i) {
+    double& x0 = interleaved ? x[2 * i] : x[i];
+    double& x1 = interleaved ? x[2 * i + 1] : x[i + n_rot / 2];
+    const double old0 = x0;
+    x0 = old0 * cos[i] - x1 * sin[i];
+    x1 = old0 * sin[i] + x1 * cos[i];
+  }
+}
+
+double silu(double x) { return x / (1.0 + std::exp(-x)); }
+
+double relu(double x) { return x > 0.0 ? x : 0.0; }
+
+void attend(const AttendArgs& args, double* m, double* l, double* o) {
+  const WeightType type = args.kv_f16 ? kWeightF16 : kWeightF32;
+  const auto element = [&](const std::byte* const* pages, int64_t t, int64_t d) {
+    return weight_at(type, pages[t / kPagePositions], t % kPagePositions * args.head_dim + d);
+  };
+  for (int64_t i = 0; i < args.n_q; ++i) {
+    std::vector<double> s;
+    m[i] = -HUGE_VAL;
+    for (int64_t t = args.begin[i]; t < args.end[i]; ++t) {
+      double score = 0.0;
+      for (int64_t d = 0; d < args.head_dim; ++d) score += args.q[i][d] * element(args.k_pages, t, d);
+      score *= args.scale;
+      if (args.softcap != 0.0f) score = args.softcap * std::tanh(score / args.softcap);
+      s.push_back(score);
+      m[i] = std::max(m[i], score);
+    }
+    l[i] = 0.0;
+    for (int64_t d = 0; d < args.head_dim; ++d) o[i * args.head_dim + d] = 0.0;
+    for (size_t j = 0; j < s.size(); ++j) {
+      const double p = std::exp(s[j] - m[i]);
+      l[i] += p;
+      for (int64_t d = 0; d < args.head_dim; ++d)
+        o[i * args.head_dim + d] += p * element(args.v_pages, args.begin[i] + static_cast<int64_t>(j), d);
+    }
+  }
+}
+
+}  // namespace hotset::cpu::reference
