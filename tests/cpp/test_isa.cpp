@@ -1,0 +1,59 @@
+// The choice of a kernel table.
+#include <doctest/doctest.h>
+
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/error.h"
+#include "cpu/kernels.h"
+
+namespace hotset::cpu {
+namespace {
+
+// True when no entry is missing.
+bool is_complete(const Kernels& k) {
+  bool complete = k.quantize_activation && k.gemm_scratch_bytes && k.f32_to_f16_row && k.rms_norm && k.rope &&
+                  k.silu_mul && k.relu_mul && k.add && k.attend_chunk && k.attend_scratch_bytes;
+  for (int type = 0; type < kNWeightTypes; ++type)
+    complete = complete && k.dot_rows[type] && k.gemm[type] && k.row_sum[type] && k.dequantize_row[type];
+  return complete;
+}
+
+TEST_CASE("kernels_for gives the named table, or the best one for no name") {
+  const std::string best = best_isa();
+  CHECK(std::string(kernels_for("generic").isa) == "generic");
+  CHECK(std::string(kernels_for(best.c_str()).isa) == best);
+  CHECK(&kernels_for(nullptr) == &kernels_for(best.c_str()));
+  CHECK(&kernels_for("") == &kernels_for(nullptr));
+  for (const char* isa : {"generic", "avx2", "avx512"}) {
+    CHECK(is_complete(kernels_for(isa)));
+    if (best == isa) break;  // what comes after the best is missing here
+  }
+}
+
+TEST_CASE("kernels_for refuses unknown names and what this CPU lacks") {
+  CHECK_THROWS_AS(kernels_for("avx1024"), Error);
+  CHECK_THROWS_AS(kernels_for("AVX2"), Error);
+  try {
+    kernels_for("neon\n");
+    FAIL("an unknown name was taken");
+  } catch (const Error& error) {
+    CHECK(std::string(error.what()).find("generic, avx2 or avx512") != std::string::npos);
+    CHECK(std::string(error.what()).find('\n') == std::string::npos);
+  }
+  const std::string best = best_isa();
+  if (best != "avx512") CHECK_THROWS_AS(kernels_for("avx512"), DeviceError);
+  if (best == "generic") CHECK_THROWS_AS(kernels_for("avx2"), DeviceError);
+}
+
+TEST_CASE("kernels_for may be called by many threads at once") {
+  std::vector<const Kernels*> seen(8);
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < seen.size(); ++i) threads.emplace_back([&seen, i] { seen[i] = &kernels_for(nullptr); });
+  for (std::thread& thread : threads) thread.join();
+  for (const Kernels* table : seen) CHECK(table == seen[0]);
+}
+
+}  // namespace
+}  // namespace hotset::cpu
