@@ -1,0 +1,152 @@
+// Binds a loaded model with its engine: loading, vocabulary, logits, figures.
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/function.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <functional>
+#include <tuple>
+
+#include "python/bindings.h"
+
+namespace hotset::python {
+
+namespace {
+
+using Log = std::function<void(bool, const std::string&)>;
+using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>, nb::c_contig>;
+
+// Calls the Python function `log(is_warning, line)`; an error inside it is reported, not thrown, as LogSink asks.
+LogSink log_sink(const Log& log) {
+  return [log](LogLevel level, const std::string& line) {
+    if (exiting()) return;
+    nb::gil_scoped_acquire acquire;
+    try {
+      log(level == LogLevel::kWarning, line);
+    } catch (nb::python_error& error) {
+      error.discard_as_unraisable("hotset log");
+    }
+  };
+}
+
+void load_engine(NativeEngine* self, const std::string& path, const std::string& activation, EngineOptions options,
+                 const Log& log) {
+  options.log = log_sink(log);
+  const ModelOptions model_options{activation, options.log};
+  std::shared_ptr<const Model> model;
+  std::shared_ptr<Engine> engine;
+  {
+    ReleasedGil release;
+    model = Model::load(path, model_options);
+    engine = Engine::create(model, options);
+  }
+  new (self) NativeEngine(std::move(model), std::move(engine));
+}
+
+std::vector<int32_t> tokenize(const NativeEngine& self, nb::bytes text, bool add_special, bool parse_special) {
+  const std::string_view view(text.c_str(), text.size());
+  ReleasedGil release;
+  return self.model().tokenizer().encode(view, {add_special, parse_special});
+}
+
+nb::bytes detokenize(const NativeEngine& self, const std::vector<int32_t>& ids, bool special) {
+  const std::string text = [&] {
+    ReleasedGil release;
+    return self.model().tokenizer().decode(ids, special);
+  }();
+  return nb::bytes(text.data(), text.size());
+}
+
+// Fills `out` (n_tokens, n_vocab). Computed in chunks, so that the session never holds all rows a second time.
+bool fill_logits(Engine& engine, std::span<const int32_t> tokens, const StopCheck& stop, float* out) {
+  constexpr size_t kChunk = 512;
+  Session session = engine.open_session();
+  // One advance for what does not fit: it fails at once instead of after computing what does.
+  const size_t chunk = tokens.size() > static_cast<size_t>(engine.info().n_ctx) ? tokens.size() : kChunk;
+  for (size_t begin = 0; begin < tokens.size(); begin += chunk) {
+    const size_t n = std::min(chunk, tokens.size() - begin);
+    const Engine::Entry entry{&session, tokens.subspan(begin, n), true};
+    engine.advance({&entry, 1}, stop);
+    const std::span<const float> rows = session.all_logits();
+    out = std::copy(rows.begin(), rows.end(), out);
+  }
+  return true;
+}
+
+Logits logits(const NativeEngine& self, const std::vector<int32_t>& tokens) {
+  const size_t n_vocab = static_cast<size_t>(self.model().config().n_vocab);
+  auto values = std::make_unique<float[]>(tokens.size() * n_vocab);
+  Interrupt interrupt;
+  compute_without_gil(interrupt, [&] {
+    return fill_logits(*self.engine(), tokens, interrupt.stop_check(), values.get());
+  });
+  nb::capsule owner(values.get(), [](void* data) noexcept { delete[] static_cast<float*>(data); });
+  return Logits(values.release(), {tokens.size(), n_vocab}, owner);
+}
+
+nb::dict stats(const NativeEngine& self) {
+  const EngineInfo info = [&] {
+    ReleasedGil release;
+    return self.engine()->info();
+  }();
+  const Model& model = self.model();
+  nb::dict out;
+  out["model"] = model.type_text();
+  out["model_size"] = model.size_bytes();
+  out["model_n_params"] = model.n_params();
+  out["device"] = info.device;
+  out["isa"] = info.isa;
+  out["mode"] = info.mode;
+  out["kv_type"] = info.kv_type;
+  out["n_threads"] = info.n_threads;
+  out["n_ctx"] = info.n_ctx;
+  out["weight_bytes"] = info.weight_bytes;
+  out["weight_bytes_per_token"] = info.weight_bytes_per_token;
+  out["kv_bytes_per_position"] = info.kv_bytes_per_position;
+  out["buffer_bytes"] = info.buffer_bytes;
+  return out;
+}
+
+using MetadataRow = std::tuple<std::string, std::string, std::string>;
+
+std::vector<MetadataRow> metadata(const NativeEngine& self) {
+  ReleasedGil release;
+  std::vector<MetadataRow> rows;
+  for (const auto& entry : inspect(self.model().path()).metadata) {
+    rows.emplace_back(entry.key, entry.type, entry.value);
+  }
+  return rows;
+}
+
+}  // namespace
+
+void bind_engine(nb::module_& module) {
+  nb::class_<NativeEngine>(module, "Engine", "A loaded model and the engine that runs it.")
+      .def(
+          "__init__",
+          [](NativeEngine* self, const std::string& path, const std::string& activation, const std::string& mode,
+             const std::string& device, const std::string& kv_type, int64_t n_ctx, int32_t n_threads, int32_t n_batch,
+             const Log& log) {
+            EngineOptions options;
+            options.mode = mode;
+            options.device = device;
+            options.kv_type = kv_type;
+            options.n_ctx = n_ctx;
+            options.n_threads = n_threads;
+            options.n_batch = n_batch;
+            load_engine(self, path, activation, std::move(options), log);
+          },
+          nb::arg("path"), nb::kw_only(), nb::arg("activation"), nb::arg("mode"), nb::arg("device"),
+          nb::arg("kv_type"), nb::arg("n_ctx"), nb::arg("n_threads"), nb::arg("n_batch"), nb::arg("log"))
+      .def("tokenize", &tokenize, nb::arg("text"), nb::arg("add_special"), nb::arg("parse_special"))
+      .def("detokenize", &detokenize, nb::arg("ids"), nb::arg("special"))
+      .def("logits", &logits, nb::arg("tokens"), "Logits (n_tokens, n_vocab) of every position.")
+      .def("stats", &stats, nb::sig("def stats(self) -> dict[str, typing.Any]"))
+      .def("metadata", &metadata, "Tuples (key, type, value) of the file, as `hotset inspect` shows them.")
+      .def_prop_ro("name", [](const NativeEngine& self) { return self.model().name(); })
+      .def_prop_ro("n_vocab", [](const NativeEngine& self) { return self.model().config().n_vocab; });
+}
+
+}  // namespace hotset::python

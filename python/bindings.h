@@ -1,0 +1,97 @@
+// What the parts of the Python module share: calling the library without the GIL, and Ctrl-C while it computes.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <chrono>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "core/engine.h"
+#include "python/released_gil.h"
+
+namespace hotset::python {
+
+namespace nb = nanobind;
+
+// Rule of this module: whoever calls something that may compute, wait or take a lock of the library gives the GIL up
+// first. The library calls back (log, interrupt check, logits processor) while it holds its locks and those callbacks
+// take the GIL, so the other order would deadlock.
+
+// Carries a Python error across library code, which only knows CancelledError. Made and destroyed with the GIL held.
+class Interrupt {
+ public:
+  Interrupt();
+
+  // A check for the library to call without the GIL: true when the interpreter exits or, looked for every 50 ms, when a
+  // signal handler raised. Signals only on the main thread: Python runs handlers nowhere else.
+  StopCheck stop_check();
+
+  // Keeps `error` for rethrow; the GIL must be held. The caller then ends the computation with CancelledError.
+  void store(nb::python_error error);
+
+  // Throws the stored error, if any; the GIL must be held.
+  void rethrow();
+
+ private:
+  bool pending_signal();
+
+  bool main_thread_;
+  std::chrono::steady_clock::time_point last_look_;
+  std::optional<nb::python_error> error_;
+};
+
+// Runs `compute()` without the GIL. A Python error that was stored in `interrupt` meanwhile wins over its outcome.
+template <class Compute>
+auto compute_without_gil(Interrupt& interrupt, Compute&& compute) {
+  try {
+    auto result = [&] {
+      ReleasedGil release;
+      return compute();
+    }();
+    interrupt.rethrow();
+    return result;
+  } catch (const Error&) {
+    interrupt.rethrow();
+    throw;
+  }
+}
+
+// A shared library object that Python owns: released without the GIL, because its destructor may wait for a lock.
+template <class T>
+class Owned {
+ public:
+  explicit Owned(std::shared_ptr<T> object) : object_(std::move(object)) {}
+  Owned(const Owned&) = delete;
+  Owned& operator=(const Owned&) = delete;
+  ~Owned() {
+    ReleasedGil release;
+    object_.reset();
+  }
+  const std::shared_ptr<T>& shared() const { return object_; }
+  T& operator*() const { return *object_; }
+  T* operator->() const { return object_.get(); }
+
+ private:
+  std::shared_ptr<T> object_;
+};
+
+// A model with the engine that runs it; what `hotset.Model` holds.
+class NativeEngine {
+ public:
+  NativeEngine(std::shared_ptr<const Model> model, std::shared_ptr<Engine> engine)
+      : model_(std::move(model)), engine_(std::move(engine)) {}
+  const Model& model() const { return *model_; }
+  const std::shared_ptr<Engine>& engine() const { return engine_.shared(); }
+
+ private:
+  Owned<const Model> model_;
+  Owned<Engine> engine_;
+};
+
+void bind_engine(nb::module_& module);
+void bind_generation(nb::module_& module);
+
+}  // namespace hotset::python

@@ -1,0 +1,54 @@
+"""
+Native half of hotset. Use the classes of the package `hotset`; names in here may change.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import numpy
+from numpy.typing import NDArray
+
+
+def version() -> str:
+    """Version of the library."""
+
+def build_commit() -> str:
+    """Commit the library was built from, or "" when unknown."""
+
+class Engine:
+    """A loaded model and the engine that runs it."""
+
+    def __init__(self, path: str, *, activation: str, mode: str, device: str, kv_type: str, n_ctx: int, n_threads: int, n_batch: int, log: Callable[[bool, str], None]) -> None: ...
+
+    def tokenize(self, text: bytes, add_special: bool, parse_special: bool) -> list[int]: ...
+
+    def detokenize(self, ids: Sequence[int], special: bool) -> bytes: ...
+
+    def logits(self, tokens: Sequence[int]) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C')]:
+        """Logits (n_tokens, n_vocab) of every position."""
+
+    def stats(self) -> dict[str, Any]: ...
+
+    def metadata(self) -> list[tuple[str, str, str]]:
+        """Tuples (key, type, value) of the file, as `hotset inspect` shows them."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def n_vocab(self) -> int: ...
+
+class Generation:
+    """One pass over one or several prompts."""
+
+    def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], *, max_tokens: int, temperature: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float, repeat_last_n: int, seed: int | None, stop: Sequence[str], ignore_eos: bool, context_shift: bool, use_processor: bool) -> None: ...
+
+    def next(self, processor: Callable[[int, numpy.ndarray], object] | None) -> list[tuple[int, str, float, int, int, str]] | None:
+        """
+        Tuples (id, text, logprob, index, sequence, finish reason), or None when all sequences are finished.
+        """
+
+    def cancel(self) -> None:
+        """Ends the generation within a token; may be called from any thread."""
+
+    def stats(self) -> dict[str, Any]: ...

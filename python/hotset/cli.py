@@ -1,0 +1,153 @@
+"""The command `hotset`: hands native subcommands over to the binary, runs the others in Python.
+
+Starting the binary must cost little, so nothing heavy is imported before it takes over.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import NoReturn
+
+BINARY = Path(__file__).parent / "bin" / "hotset"
+
+# Subcommands of this half: name -> what it does. They are modules with add_arguments(parser) and main(args).
+PYTHON_COMMANDS = {"convert": "Hugging Face checkpoint to GGUF"}
+
+# Subcommands of the design that this version does not have.
+LATER_COMMANDS = ("chat", "place", "profile", "report", "serve", "train-predictor")
+
+# Flags whose value is any text, so that `-p -hf` is not taken for a repository.
+_TEXT_FLAGS = ("-p", "--prompt")
+_REPO_FLAGS = ("-hf", "--hf-repo")
+_MODEL_FLAGS = ("-m", "--model")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `hotset` with these arguments (default: those of the process); returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    from .errors import Error
+
+    try:
+        return _dispatch(args)
+    except KeyboardInterrupt:
+        return 130
+    except (Error, ValueError, OSError) as error:
+        return _fail(str(error), 1)
+
+
+def _dispatch(args: list[str]) -> int:
+    command = args[0] if args else ""
+    if command in PYTHON_COMMANDS:
+        return _run_python(command, args[1:])
+    if command in LATER_COMMANDS:
+        return _usage("hotset", "command", "one of hotset --help", command, "choose one: it is not in this version")
+    if command and not command.startswith("-"):
+        import difflib
+
+        near = difflib.get_close_matches(command, PYTHON_COMMANDS, 1, 0.8)
+        if near:
+            return _usage("hotset", "command", "a known one", command, f"did you mean {near[0]}?")
+    if command in ("", "-h", "--help", "help"):
+        return _help(args)
+    return _run_native(with_local_models(args))
+
+
+def with_local_models(args: Sequence[str]) -> list[str]:
+    """Replaces `-hf owner/repo[:glob]` and `-m hf:owner/repo[:glob]` by `-m FILE`, fetching the file."""
+    out: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        flag, equals, value = arg.partition("=") if arg.startswith("--") else (arg, "", "")
+        if flag in _TEXT_FLAGS and not equals:
+            out += [arg, *_next(rest)]
+        elif flag in _REPO_FLAGS or flag in _MODEL_FLAGS:
+            values = [value] if equals else _next(rest)
+            out += [("-m" if flag in _REPO_FLAGS else flag), *(_local(flag, value) for value in values)]
+        else:
+            out.append(arg)
+    return out
+
+
+def _next(rest: object) -> list[str]:
+    """The value of a flag as a list; empty at the end of the line, which the binary then complains about."""
+    value = next(rest, None)  # type: ignore[call-overload]
+    return [] if value is None else [value]
+
+
+def _local(flag: str, value: str) -> str:
+    if flag in _MODEL_FLAGS and not value.startswith("hf:"):
+        return value
+    from . import hub
+
+    return str(hub.resolve(value if value.startswith("hf:") else f"hf:{value}"))
+
+
+def _run_native(args: Sequence[str]) -> int:
+    """Becomes the binary; returns only when that fails."""
+    if not BINARY.is_file():
+        return _fail(f"[hotset] binary: expected {BINARY}, got no such file; install the package again", 1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(BINARY, [str(BINARY), *args])
+
+
+def _help(args: Sequence[str]) -> int:
+    """The binary's help, then the commands of this half."""
+    import subprocess
+
+    if not BINARY.is_file():
+        return _run_native(args)
+    code = subprocess.run([BINARY, *args]).returncode
+    if code == 0:
+        print("\nIn this version of the Python package:")
+        for name, summary in PYTHON_COMMANDS.items():
+            print(f"  {name:<12} {summary}")
+    return code
+
+
+def _run_python(command: str, args: Sequence[str]) -> int:
+    """Parses the arguments of a Python command and runs it."""
+    import argparse
+    import importlib
+
+    class Parser(argparse.ArgumentParser):
+        """Says what is wrong in one line, as the binary does."""
+
+        def error(self, message: str) -> NoReturn:
+            expected = f"those of {self.prog} --help"
+            raise SystemExit(_usage(self.prog, "arguments", expected, message, _hint(self, message)))
+
+    module = importlib.import_module(f".{command.replace('-', '_')}", __package__)
+    parser = Parser(prog=f"hotset {command}", description=PYTHON_COMMANDS[command], allow_abbrev=False)
+    module.add_arguments(parser)
+    run: Callable[[argparse.Namespace], int | None] = module.main
+    return run(parser.parse_args(args)) or 0
+
+
+def _hint(parser: argparse.ArgumentParser, message: str) -> str:
+    """What to do about a message of argparse: the right spelling of an unknown flag where there is one."""
+    import difflib
+
+    unknown = message.rpartition("unrecognized arguments: ")[2].split()[0].partition("=")[0]
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    near = difflib.get_close_matches(unknown, flags, 1, 0.5) if "unrecognized arguments" in message else []
+    return f"did you mean {near[0]}?" if near else f"see {parser.prog} --help"
+
+
+def _usage(where: str, what: str, expected: str, got: str, remedy: str) -> int:
+    """Reports wrong usage; returns its exit code."""
+    from .errors import error_text
+
+    return _fail(error_text(where, what, expected, got, remedy), 2)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"hotset: error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,424 @@
+"""`Model`: a loaded model, from file or hub to text."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import logging
+import os
+import sys
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from . import _core, hub
+from .arguments import checked_choice, reject_unknown, size_in_bytes, token_ids
+from .errors import ContextLengthError, DeviceError, error_text
+from .generation import Completion, Request, Token, TokenStream
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from typing_extensions import Self, Unpack
+
+    from .generation import GenerateOptions, LogitsProcessor
+
+DEFAULT_MODEL = Path(__file__).parent / "data" / "demo-relu-q8_0.gguf"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStats:
+    """What a model runs on and what it costs; byte counts are exact.
+
+    Attributes:
+        model: kind and type, as the benchmark table prints it.
+        model_size: bytes of all weights.
+        model_n_params: number of weights.
+        device: "cpu" or the GPU's name.
+        isa: CPU kernels in use.
+        mode: mode in effect.
+        kv_type: type of the KV cache in effect.
+        n_threads: threads that compute.
+        n_ctx: positions a sequence may reach.
+        weight_bytes: bytes mapped from the file.
+        weight_bytes_per_token: bytes of weights that one token reads.
+        kv_bytes_per_position: bytes of KV cache that one position takes.
+        buffer_bytes: bytes of activations and scratch.
+    """
+
+    model: str
+    model_size: int
+    model_n_params: int
+    device: str
+    isa: str
+    mode: str
+    kv_type: str
+    n_threads: int
+    n_ctx: int
+    weight_bytes: int
+    weight_bytes_per_token: int
+    kv_bytes_per_position: int
+    buffer_bytes: int
+
+
+class Model:
+    """A loaded model. Several threads may use one at the same time; also a context manager.
+
+    Args:
+        path: GGUF file, "hf:owner/repo[:file-glob]", or None for the small model inside the package.
+        vram_budget: GPU memory that may be used: bytes, "8GiB", "8000MiB"; None or "auto" = what is free.
+        n_ctx: positions a sequence may reach; None or 0 = what the model was trained for.
+        n_threads: threads that compute; None = one per physical core.
+        n_batch: prompt tokens computed at once.
+        mode: "auto" | "dense".
+        device: "auto" | "cpu" | "cuda".
+        kv_type: type of the KV cache: "auto" | "f16" | "f32".
+        kv_place: where the KV cache lives: "auto" | "device" | "host".
+        adapt: whether hot units may be exchanged while generating; None = where it helps.
+        activation: "silu" | "relu", for files that do not say; None = as the file says.
+        verbose: print what happens to stderr. Warnings go to the logger "hotset" in any case.
+
+    Raises:
+        ModelFormatError: the file is damaged.
+        UnsupportedModelError: the file is well formed, but this version cannot run it.
+        OutOfMemoryError: there is not enough memory.
+        DeviceError: the device that was asked for is missing.
+        Error: there is no such file, or it cannot be fetched.
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        vram_budget: int | str | None = None,
+        n_ctx: int | None = None,
+        n_threads: int | None = None,
+        n_batch: int = 512,
+        mode: str = "auto",
+        device: str = "auto",
+        kv_type: str = "auto",
+        kv_place: str = "auto",
+        adapt: bool | None = None,
+        activation: str | None = None,
+        verbose: bool = False,
+        **unknown: Any,
+    ) -> None:
+        reject_unknown("Model", unknown, ["path", *_keywords(Model.__init__)])
+        # vram_budget and adapt matter only with a GPU; here they are checked, so that a typo shows everywhere.
+        size_in_bytes("Model", "vram_budget", vram_budget)
+        checked_choice("Model", "adapt", adapt, (None, True, False))
+        checked_choice("Model", "kv_place", kv_place, ("auto", "device", "host"))
+        self.path: str = str(hub.resolve(path) if path is not None else DEFAULT_MODEL)
+        engine = _core.Engine(
+            self.path,
+            activation=activation or "",
+            mode=mode,
+            device=device,
+            kv_type=kv_type,
+            n_ctx=n_ctx or 0,
+            n_threads=n_threads or 0,
+            n_batch=n_batch,
+            log=_log_to_stderr if verbose else _log_warnings,
+        )
+        stats = engine.stats()
+        if kv_place == "device" and stats["device"] == "cpu":
+            raise DeviceError(error_text("Model", "kv_place", "a GPU for the KV cache", "cpu", "use kv_place='auto'"))
+        self.name: str = engine.name
+        self.n_ctx: int = stats["n_ctx"]
+        self.n_vocab: int = engine.n_vocab
+        self._engine: _core.Engine | None = engine
+        self._streams: weakref.WeakSet[TokenStream] = weakref.WeakSet()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_or_path: str | os.PathLike[str],
+        filename: str | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        **load: Any,
+    ) -> Self:
+        """Loads a model from the Hugging Face hub, or from a local file or folder.
+
+        Args:
+            repo_or_path: "owner/repo", "hf:owner/repo[:file-glob]", a GGUF file or a folder with one.
+            filename: which file: a name, a glob such as "*Q8_0.gguf", or a type such as "Q8_0". None chooses; see
+                `hotset.hub.choose`.
+            revision: branch, tag or commit.
+            token: access token; True or None = the saved one, False = none.
+            cache_dir: where downloads are kept; None = where huggingface_hub keeps them.
+            local_dir: put the files here instead of the cache.
+            local_files_only: use what is there, ask no server.
+            **load: keywords of `Model`.
+
+        Raises:
+            ValueError: no file, or more than one, fits; the message lists what there is.
+            Error: the repository cannot be reached or does not exist; and what `Model` raises.
+        """
+        reject_unknown("from_pretrained", load, _keywords(Model.__init__))
+        path = hub.resolve_pretrained(
+            repo_or_path,
+            filename,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_dir=local_dir,
+            local_files_only=local_files_only,
+        )
+        return cls(path, **load)
+
+    @overload
+    def generate(
+        self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **options: Unpack[GenerateOptions]
+    ) -> Completion: ...
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | list[list[int]],
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Completion]: ...
+    @overload
+    def generate(
+        self,
+        prompt: str | Sequence[int] | list[str] | list[list[int]],
+        *,
+        stream: Literal[True],
+        **options: Unpack[GenerateOptions],
+    ) -> TokenStream: ...
+    def generate(
+        self,
+        prompt: str | Sequence[int] | list[str] | list[list[int]],
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repeat_penalty: float = 1.0,
+        repeat_last_n: int = 64,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        context_shift: bool = False,
+        logits_processor: LogitsProcessor | None = None,
+        stream: bool = False,
+        **unknown: Any,
+    ) -> Completion | list[Completion] | TokenStream:
+        """Continues a prompt, or several prompts in one pass.
+
+        Args:
+            prompt: text or token ids, or a list of either for a batch. Text never becomes control tokens.
+            max_tokens: most tokens to generate; -1 = until an end token or the end of the context.
+            temperature: 0 = always the likeliest token.
+            top_k: draw from the likeliest k tokens; 0 = off.
+            top_p: draw from the likeliest tokens that together have this probability; 1 = off.
+            min_p: drop tokens less likely than this share of the likeliest; 0 = off.
+            repeat_penalty: > 1 makes recent tokens less likely; 1 = off.
+            repeat_last_n: how many recent tokens that means; -1 = all.
+            seed: makes the draws repeatable; None = random. Prompt i of a batch uses seed + i.
+            stop: text or texts that end the generation; they are not part of the result.
+            ignore_eos: go on after end tokens.
+            context_shift: at the end of the context forget the older half instead of failing.
+            logits_processor: called as `f(tokens, logits)` before each draw with the tokens so far and the logits
+                (n_vocab,) of one sequence; changes the logits in place or returns new ones.
+            stream: give tokens as they come instead of the whole text.
+
+        Returns:
+            A `Completion`, a list of them for a batch, or with `stream` an iterator of `Token`; leaving its loop
+            cancels. Tokens of a batch carry the number of their prompt in `sequence`.
+
+        Raises:
+            ContextLengthError: the prompt does not fit, or the end of the context was reached; in the second case
+                `partial` of the error holds what was generated.
+            ValueError: an argument is out of range, or the model is closed.
+        """
+        options = {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repeat_penalty": repeat_penalty,
+            "repeat_last_n": repeat_last_n,
+            "seed": seed,
+            "stop": stop,
+            "ignore_eos": ignore_eos,
+            "context_shift": context_shift,
+            "logits_processor": logits_processor,
+        }
+        request, single = self._request("generate", prompt, {**options, **unknown})
+        tokens = self._start(request)
+        return tokens if stream else _collect(tokens, len(request.prompts), single)
+
+    def agenerate(
+        self, prompt: str | Sequence[int] | list[str] | list[list[int]], **options: Unpack[GenerateOptions]
+    ) -> AsyncIterator[Token]:
+        """Generates tokens for `async for`, computing in a worker thread; keywords as `generate`.
+
+        Leaving the loop, `aclose()` and cancelling the task end the generation within a token.
+        """
+        defaults = _keywords(Model.generate)
+        del defaults["stream"]
+        request, _ = self._request("agenerate", prompt, {**defaults, **options})
+        return self._generate_in_threads(request)
+
+    async def _generate_in_threads(self, request: Request) -> AsyncIterator[Token]:
+        stream: TokenStream | None = None
+        try:
+            # Starting waits for a step that another thread computes, so it must not run on the event loop either.
+            stream = await asyncio.to_thread(self._start, request)
+            while True:
+                token = next(stream, None) if stream.ready else await asyncio.to_thread(next, stream, None)
+                if token is None:
+                    break
+                yield token
+        finally:
+            if stream is not None:
+                stream.close()
+
+    def tokenize(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Returns the token ids of a text.
+
+        Args:
+            text: any text; lone surrogates made by "surrogateescape" become the bytes they stand for.
+            add_special: put begin and end tokens where the vocabulary asks for them.
+            parse_special: let text such as "</s>" become the control token; never for text from users.
+        """
+        return self._open_engine().tokenize(text.encode("utf-8", "surrogateescape"), add_special, parse_special)
+
+    def detokenize(self, ids: Iterable[int], special: bool = False) -> str:
+        """Returns the text of token ids; bytes that are no UTF-8 become U+FFFD.
+
+        Args:
+            ids: token ids.
+            special: show control tokens, which are "" otherwise.
+        """
+        return self._open_engine().detokenize(token_ids(ids), special).decode("utf-8", "replace")
+
+    def logits(self, tokens: Iterable[int]) -> NDArray[np.float32]:
+        """Returns the logits (n_tokens, n_vocab), float32, of every position; row i predicts token i + 1.
+
+        Raises:
+            ContextLengthError: there are more tokens than the context has positions.
+            ValueError: there are no tokens, or the vocabulary has no such id.
+        """
+        engine = self._open_engine()
+        ids = token_ids(tokens)
+        if not ids:
+            raise ValueError("[logits] tokens: expected at least one, got none; pass ids of tokenize()")
+        return engine.logits(ids)
+
+    @property
+    def metadata(self) -> dict[str, str | int | float | bool]:
+        """Keys and values of the file; long texts and arrays are shortened as `hotset inspect` shows them."""
+        return {key: _metadata_value(kind, text) for key, kind, text in self._open_engine().metadata()}
+
+    @property
+    def closed(self) -> bool:
+        """Whether the model was closed."""
+        return self._engine is None
+
+    def stats(self) -> ModelStats:
+        """Returns what the model runs on and what it costs."""
+        return ModelStats(**self._open_engine().stats())
+
+    def close(self) -> None:
+        """Cancels running generations and frees the memory. May be called again; nothing else may be."""
+        self._engine = None
+        for stream in list(self._streams):
+            stream.cancel()
+
+    def __enter__(self) -> Self:
+        self._open_engine()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<hotset.Model {self.name!r}, n_ctx={self.n_ctx}{', closed' if self.closed else ''}>"
+
+    def _open_engine(self) -> _core.Engine:
+        engine = self._engine
+        if engine is None:
+            raise ValueError(f"[Model] {self.name!r}: expected an open model, got a closed one; load it again")
+        return engine
+
+    def _request(self, function: str, prompt: Any, options: dict[str, Any]) -> tuple[Request, bool]:
+        """Checks arguments; returns the request and whether it is a single prompt."""
+        reject_unknown(function, options, [name for name in _keywords(Model.generate) if name != "stream"])
+        engine = self._open_engine()
+        prompts, single = self._encode(prompt)
+        return Request.make(engine, prompts, options), single
+
+    def _encode(self, prompt: Any) -> tuple[list[list[int]], bool]:
+        """Turns what `generate` takes into token ids per prompt, and whether it was one prompt."""
+        if isinstance(prompt, str):
+            return [self.tokenize(prompt)], True
+        items = list(prompt)
+        if not items:
+            raise ValueError("[generate] prompt: expected text or tokens, got an empty list; pass at least one")
+        if not isinstance(items[0], str) and not hasattr(items[0], "__len__"):
+            return [token_ids(prompt)], True
+        return [self.tokenize(item) if isinstance(item, str) else token_ids(item) for item in items], False
+
+    def _start(self, request: Request) -> TokenStream:
+        stream = TokenStream(request)
+        self._streams.add(stream)
+        if self.closed:  # by another thread, before it could see this stream
+            stream.cancel()
+        return stream
+
+
+def _collect(stream: TokenStream, n_prompts: int, single: bool) -> Completion | list[Completion]:
+    """Reads a stream to its end; an error about the context takes along what came before it."""
+    tokens: list[list[Token]] = [[] for _ in range(n_prompts)]
+
+    def completions() -> Completion | list[Completion]:
+        done = [Completion.of(sequence, stream.stats) for sequence in tokens]
+        return done[0] if single else done
+
+    try:
+        for token in stream:
+            tokens[token.sequence].append(token)
+    except ContextLengthError as error:
+        error.partial = completions()  # type: ignore[attr-defined]
+        raise
+    return completions()
+
+
+def _metadata_value(kind: str, text: str) -> str | int | float | bool:
+    """Turns a value as `inspect` shows it back into what it is."""
+    if kind == "str":
+        literal, _, rest = text.rpartition('"')  # quoted as a bytes literal is, then "..." where it was cut
+        value: bytes = ast.literal_eval(f'b{literal}"')
+        return value.decode("utf-8", "replace") + rest
+    if kind == "bool":
+        return text == "true"
+    if kind in ("f32", "f64"):
+        return float(text)
+    return text if kind.startswith("arr") else int(text)
+
+
+def _keywords(function: Callable[..., Any]) -> dict[str, Any]:
+    """Keyword-only parameters of a function with their defaults; its signature is the one place that states them."""
+    return dict(function.__kwdefaults__ or {})
+
+
+def _log_to_stderr(is_warning: bool, line: str) -> None:
+    print(f"hotset: {'warning: ' if is_warning else ''}{line}", file=sys.stderr)
+
+
+def _log_warnings(is_warning: bool, line: str) -> None:
+    logging.getLogger("hotset").log(logging.WARNING if is_warning else logging.INFO, line)
