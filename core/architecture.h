@@ -10,8 +10,8 @@
 
 namespace hotset {
 
-const char* activation_name(Activation activation);                        // "silu", "relu"
-std::optional<Activation> parse_activation(const std::string& name);       // nullopt for an unknown one
+const char* activation_name(Activation activation);                   // "silu", "relu"
+std::optional<Activation> parse_activation(const std::string& name);  // nullopt for an unknown one
 
 // Whether a unit's output is exactly zero for part of its inputs, so that it can be skipped without loss.
 inline bool is_sparse(Activation activation) { return activation == Activation::kRelu; }

@@ -2,8 +2,7 @@
 #include "core/engine.h"
 
 #include <algorithm>
-#include <cmath>
-#include <set>
+#include <cstdlib>
 
 #include "core/devices.h"
 #include "core/engine_impl.h"
@@ -26,28 +25,37 @@ constexpr int64_t kSlabBytes = int64_t{16} << 20;
 void check_options(const EngineOptions& options) {
   if (options.n_threads < 0 || options.n_threads > 1024)
     fail_option("n_threads", "0 (one per core) to 1024", cat(options.n_threads));
-  if (options.n_ctx < 0) fail_option("n_ctx", "0 (as the model) or more", cat(options.n_ctx));
+  if (options.n_ctx < 0 || options.n_ctx > int64_t{1} << 30)
+    fail_option("n_ctx", "0 (as the model) to 2^30", cat(options.n_ctx));
   if (options.n_batch < 1 || options.n_batch > 65536) fail_option("n_batch", "1 to 65536", cat(options.n_batch));
   if (options.n_sequences < 0) fail_option("n_sequences", "0 (no limit) or more", cat(options.n_sequences));
   if (options.mode == "exact" || options.mode == "predict")
     throw UnsupportedModelError(error_text("engine", "mode", "auto or dense (sparse modes are not in this version)",
                                            quoted(options.mode), "use --mode dense"));
-  if (options.mode != "auto" && options.mode != "dense") fail_option("mode", "auto, dense, exact or predict", quoted(options.mode));
+  if (options.mode != "auto" && options.mode != "dense")
+    fail_option("mode", "auto, dense, exact or predict", quoted(options.mode));
   if (options.kv_type == "q8_0")
     throw UnsupportedModelError(error_text("engine", "kv_type", "auto, f16 or f32 (q8_0 is not in this version)",
                                            "\"q8_0\"", "use --kv-type f16"));
   if (options.kv_type != "auto" && options.kv_type != "f16" && options.kv_type != "f32")
     fail_option("kv_type", "auto, f16 or f32", quoted(options.kv_type));
   if (options.device == "virtual")
-    throw DeviceError(error_text("engine", "device", "auto, cpu or cuda (virtual is not in this version)", "\"virtual\"",
-                                 "use --device cpu"));
+    throw DeviceError(error_text("engine", "device", "auto, cpu or cuda (virtual is not in this version)",
+                                 "\"virtual\"", "use --device cpu"));
   if (options.device != "auto" && options.device != "cpu" && options.device != "cuda")
     fail_option("device", "auto, cpu or cuda", quoted(options.device));
 }
 
+// The one environment variable of the library: HOTSET_ISA names the instruction set when the options do not.
+std::string chosen_isa(const EngineOptions& options) {
+  if (!options.isa.empty()) return options.isa;
+  const char* value = std::getenv("HOTSET_ISA");
+  return value ? value : "";
+}
+
 std::unique_ptr<Device> make_device(const EngineOptions& options) {
   if (options.device == "cuda") return make_cuda_device();
-  return make_cpu_device({options.n_threads > 0 ? options.n_threads : physical_cores(), options.isa});
+  return make_cpu_device({options.n_threads > 0 ? options.n_threads : physical_cores(), chosen_isa(options)});
 }
 
 }  // namespace
@@ -179,7 +187,8 @@ bool EngineImpl::fill_step(std::vector<Progress>& progress) {
         params_.output_rows.push_back(static_cast<int32_t>(params_.rows.size()));
         output_owner_.push_back(i);
       }
-      params_.rows.push_back({p.entry->tokens[p.done], static_cast<int32_t>(past + static_cast<int64_t>(p.done)), sequence});
+      params_.rows.push_back(
+          {p.entry->tokens[p.done], static_cast<int32_t>(past + static_cast<int64_t>(p.done)), sequence});
       ++p.done;
       used = true;
     }

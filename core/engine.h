@@ -44,16 +44,16 @@ struct EngineOptions {
 
 // What an engine runs on and what it costs. Bytes are exact sums of what was mapped or reserved.
 struct EngineInfo {
-  std::string device;        // "cpu"
-  std::string isa;           // kernels in use
-  std::string mode;          // mode in effect
-  std::string kv_type;       // type in effect
+  std::string device;   // "cpu"
+  std::string isa;      // kernels in use
+  std::string mode;     // mode in effect
+  std::string kv_type;  // type in effect
   int32_t n_threads = 0;
   int64_t n_ctx = 0;
-  uint64_t weight_bytes = 0;        // mapped from the file, not copied
+  uint64_t weight_bytes = 0;            // mapped from the file, not copied
   uint64_t weight_bytes_per_token = 0;  // read by one dense decode token
   uint64_t kv_bytes_per_position = 0;
-  uint64_t buffer_bytes = 0;        // activations and scratch
+  uint64_t buffer_bytes = 0;  // activations and scratch
 };
 
 // Asked between operations while computing; true stops the step with CancelledError. May be empty.
@@ -106,10 +106,10 @@ class Session {
   // Logits of every position of the latest advance with all_logits: (n_tokens, n_vocab) row by row.
   std::span<const float> all_logits() const;
 
-  int64_t n_past() const;                       // positions held
-  const std::vector<int32_t>& tokens() const;   // the tokens at those positions
-  void truncate(int64_t n_positions);           // forgets everything from n_positions on
-  void cancel();                                // ends the running advance of this session, or else the next one
+  int64_t n_past() const;                      // positions held
+  const std::vector<int32_t>& tokens() const;  // the tokens at those positions
+  void truncate(int64_t n_positions);          // forgets everything from n_positions on
+  void cancel();                               // ends the running advance of this session, or else the next one
 
  private:
   friend class Engine;
@@ -122,12 +122,12 @@ enum class FinishReason { kNone, kStop, kLength, kCancelled };
 const char* finish_reason_name(FinishReason reason);  // "", "stop", "length", "cancelled"
 
 struct GenerateOptions {
-  int64_t max_tokens = 256;         // -1 = until an end token or the end of the context
-  SamplerOptions sampler;           // sequence i of a batch uses seed + i
-  std::vector<std::string> stop;    // generation ends before the first of these texts
+  int64_t max_tokens = 256;       // -1 = until an end token or the end of the context
+  SamplerOptions sampler;         // sequence i of a batch uses seed + i
+  std::vector<std::string> stop;  // generation ends before the first of these texts
   bool ignore_eos = false;
-  bool context_shift = false;       // at the end of the context keep the first token and the later half, and go on
-  bool special = false;             // show control tokens in the text
+  bool context_shift = false;  // at the end of the context keep the first token and the later half, and go on
+  bool special = false;        // show control tokens in the text
   // Called with (sequence, its logits) before sampling; may change them. Empty = none.
   std::function<void(size_t, std::span<float>)> logits_processor;
 };
@@ -136,8 +136,8 @@ struct GenerateOptions {
 // bytes of earlier tokens that were held back.
 struct GeneratedToken {
   size_t sequence = 0;
-  int64_t index = 0;   // 0 for the first generated token
-  int32_t id = -1;     // -1: no new token, only the rest of the text with the finish reason
+  int64_t index = 0;  // 0 for the first generated token
+  int32_t id = -1;    // -1: no new token, only the rest of the text with the finish reason
   float logprob = 0;
   std::string text;
   FinishReason finish = FinishReason::kNone;
@@ -178,15 +178,15 @@ class Generation {
 // Mean negative log likelihood per token as llama-perplexity computes it.
 struct PerplexityResult {
   double nll_mean = 0;
-  double nll_error = 0;   // standard error of the mean
+  double nll_error = 0;  // standard error of the mean
   int64_t n_scored = 0;
   double ppl() const;
   double ppl_error() const;
 };
 
-// Cuts `tokens` into chunks of n_ctx, replaces each chunk's first token by BOS where the vocabulary adds one, and scores
-// the second half of each chunk. `progress(chunks done, chunks, so far)` may be empty.
-// Throws std::invalid_argument when there are fewer than 2 * n_ctx tokens.
+// Cuts `tokens` into chunks of n_ctx, replaces each chunk's first token by BOS where the vocabulary adds one, and
+// scores the second half of each chunk. `progress(chunks done, chunks, so far)` may be empty. Throws
+// std::invalid_argument when there are fewer than 2 * n_ctx tokens.
 PerplexityResult perplexity(Engine& engine, std::span<const int32_t> tokens, int64_t n_ctx,
                             const std::function<void(int64_t, int64_t, const PerplexityResult&)>& progress,
                             const StopCheck& stop = {});

@@ -17,10 +17,10 @@ namespace hotset {
 class SequenceState {
  public:
   std::vector<int32_t> tokens;
-  std::vector<int32_t> blocks;            // block numbers in order of position
-  std::vector<std::byte*> addresses;      // of the same blocks
-  std::vector<float> logits;              // (n, n_vocab) of the latest successful advance
-  std::vector<float> next_logits;         // being written by the running advance
+  std::vector<int32_t> blocks;        // block numbers in order of position
+  std::vector<std::byte*> addresses;  // of the same blocks
+  std::vector<float> logits;          // (n, n_vocab) of the latest successful advance
+  std::vector<float> next_logits;     // being written by the running advance
   std::atomic<bool> cancelled{false};
 };
 

@@ -71,9 +71,9 @@ std::string quoted(const std::string& bytes, size_t limit = 80);
 }  // namespace hotset
 
 // Checks that stay in release builds: a violated internal promise becomes an Error instead of undefined behaviour.
-#define HS_CHECK(condition, where)                                                                               \
-  do {                                                                                                           \
-    if (!(condition))                                                                                            \
-      throw ::hotset::Error(::hotset::error_text(where, "internal check failed", #condition, "the opposite",     \
-                                                 "report this with the command that led here"));                 \
+#define HS_CHECK(condition, where)                                                                           \
+  do {                                                                                                       \
+    if (!(condition))                                                                                        \
+      throw ::hotset::Error(::hotset::error_text(where, "internal check failed", #condition, "the opposite", \
+                                                 "report this with the command that led here"));             \
   } while (0)

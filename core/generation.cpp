@@ -53,9 +53,8 @@ class StopFilter {
 
 // Whether the prompt holds text: a continuation keeps the space that a SentencePiece vocabulary starts a text with.
 bool follows_text(const Tokenizer& tokenizer, const std::vector<int32_t>& prompt) {
-  return std::any_of(prompt.begin(), prompt.end(), [&](int32_t id) {
-    return id < 0 || id >= tokenizer.n_vocab() || !tokenizer.is_control(id);
-  });
+  return std::any_of(prompt.begin(), prompt.end(),
+                     [&](int32_t id) { return id < 0 || id >= tokenizer.n_vocab() || !tokenizer.is_control(id); });
 }
 
 }  // namespace
@@ -114,10 +113,12 @@ Generation::Generation(std::shared_ptr<Engine> engine, std::vector<std::vector<i
   state_->engine = std::move(engine);
   state_->options = options;
   if (options.max_tokens < -1)
-    throw std::invalid_argument(error_text("generate", "max_tokens", "-1 or more", cat(options.max_tokens), "pass -1 for no limit"));
+    throw std::invalid_argument(
+        error_text("generate", "max_tokens", "-1 or more", cat(options.max_tokens), "pass -1 for no limit"));
   for (const std::string& stop : options.stop)
     if (stop.empty())
-      throw std::invalid_argument(error_text("generate", "stop text", "at least one byte", "an empty one", "leave it out"));
+      throw std::invalid_argument(
+          error_text("generate", "stop text", "at least one byte", "an empty one", "leave it out"));
   const int64_t n_ctx = state_->engine->info().n_ctx;
   for (size_t i = 0; i < prompts.size(); ++i) {
     if (prompts[i].empty())
@@ -127,8 +128,8 @@ Generation::Generation(std::shared_ptr<Engine> engine, std::vector<std::vector<i
                                           cat(prompts[i].size()), "shorten it or raise the context (-c, n_ctx)"));
     SamplerOptions sampler = options.sampler;
     if (sampler.seed) *sampler.seed += i;
-    state_->sequences.push_back(std::make_unique<Sequence>(state_->engine->open_session(), std::move(prompts[i]), sampler,
-                                                           state_->engine->model().shared_tokenizer(),
+    state_->sequences.push_back(std::make_unique<Sequence>(state_->engine->open_session(), std::move(prompts[i]),
+                                                           sampler, state_->engine->model().shared_tokenizer(),
                                                            state_->options.stop));
     state_->sequences.back()->pending = state_->sequences.back()->prompt;
     state_->sequences.back()->finished = options.max_tokens == 0;
@@ -143,7 +144,8 @@ void Generation::State::make_room(Sequence& sequence) {
   const int64_t needed = sequence.session.n_past() + static_cast<int64_t>(sequence.pending.size());
   if (needed <= n_ctx) return;
   if (!options.context_shift || n_ctx < 4)
-    throw ContextLengthError(error_text("generate", "context", cat("room for position ", needed), cat("a full context of ", n_ctx),
+    throw ContextLengthError(error_text("generate", "context", cat("room for position ", needed),
+                                        cat("a full context of ", n_ctx),
                                         "raise it (-c, n_ctx), ask for fewer tokens, or use --context-shift"));
   const std::vector<int32_t> all = sequence.session.tokens();
   std::vector<int32_t> kept{all[0]};
@@ -224,7 +226,8 @@ void Generation::State::finish_all_cancelled() {
 bool Generation::next(const StopCheck& stop) {
   State& state = *state_;
   state.tokens.clear();
-  if (std::all_of(state.sequences.begin(), state.sequences.end(), [](const auto& s) { return s->finished; })) return false;
+  if (std::all_of(state.sequences.begin(), state.sequences.end(), [](const auto& s) { return s->finished; }))
+    return false;
   const bool first = !state.started;
   const Clock::time_point begin = Clock::now();
   if (first) {

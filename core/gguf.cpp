@@ -59,8 +59,8 @@ std::string element_text(const GgufArray& array, uint64_t i) {
 }  // namespace
 
 const char* gguf_type_name(GgufType type) {
-  static const char* const kNames[] = {"u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "str", "arr", "u64",
-                                       "i64", "f64"};
+  static const char* const kNames[] = {"u8",   "i8",  "u16", "i16", "u32", "i32", "f32",
+                                       "bool", "str", "arr", "u64", "i64", "f64"};
   return static_cast<uint32_t>(type) <= 12 ? kNames[static_cast<uint32_t>(type)] : "?";
 }
 

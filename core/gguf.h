@@ -16,8 +16,19 @@ namespace hotset {
 
 // Value types, numbered as in the file.
 enum class GgufType : uint32_t {
-  kU8 = 0, kI8 = 1, kU16 = 2, kI16 = 3, kU32 = 4, kI32 = 5, kF32 = 6, kBool = 7, kString = 8, kArray = 9,
-  kU64 = 10, kI64 = 11, kF64 = 12,
+  kU8 = 0,
+  kI8 = 1,
+  kU16 = 2,
+  kI16 = 3,
+  kU32 = 4,
+  kI32 = 5,
+  kF32 = 6,
+  kBool = 7,
+  kString = 8,
+  kArray = 9,
+  kU64 = 10,
+  kI64 = 11,
+  kF64 = 12,
 };
 
 // "u32", "str", ... as messages and `inspect` print them.
@@ -27,8 +38,8 @@ const char* gguf_type_name(GgufType type);
 struct GgufArray {
   GgufType element = GgufType::kU8;
   uint64_t n = 0;
-  const std::byte* data = nullptr;         // n packed little-endian elements; nullptr for strings
-  std::vector<std::string_view> strings;   // n views when element is kString
+  const std::byte* data = nullptr;        // n packed little-endian elements; nullptr for strings
+  std::vector<std::string_view> strings;  // n views when element is kString
 };
 
 struct GgufValue {
@@ -38,14 +49,15 @@ struct GgufValue {
 
 struct GgufTensor {
   std::string name;
-  uint32_t type = 0;             // raw type number; may be one this build does not know
+  uint32_t type = 0;  // raw type number; may be one this build does not know
   Shape shape;
-  uint64_t offset = 0;           // from the start of the file
-  uint64_t n_bytes = 0;          // 0 when the type is unknown
+  uint64_t offset = 0;   // from the start of the file
+  uint64_t n_bytes = 0;  // 0 when the type is unknown
   const std::byte* data = nullptr;
 };
 
-// A parsed file. Views point into the memory it was parsed from, which must outlive it (GgufFile::open keeps a mapping).
+// A parsed file. Views point into the memory it was parsed from, which must outlive it (GgufFile::open keeps a
+// mapping).
 class GgufFile {
  public:
   // Maps and parses a file. Throws Error (cannot be opened, a directory), ModelFormatError (anything wrong inside).

@@ -19,21 +19,16 @@ size_t scalar_bytes(GgufType type) {
   switch (type) {
     case GgufType::kU8:
     case GgufType::kI8:
-    case GgufType::kBool:
-      return 1;
+    case GgufType::kBool: return 1;
     case GgufType::kU16:
-    case GgufType::kI16:
-      return 2;
+    case GgufType::kI16: return 2;
     case GgufType::kU32:
     case GgufType::kI32:
-    case GgufType::kF32:
-      return 4;
+    case GgufType::kF32: return 4;
     case GgufType::kU64:
     case GgufType::kI64:
-    case GgufType::kF64:
-      return 8;
-    default:
-      return 0;
+    case GgufType::kF64: return 8;
+    default: return 0;
   }
 }
 
@@ -57,8 +52,8 @@ class GgufParser {
 
  private:
   [[noreturn]] void fail(const std::string& what, const std::string& expected, const std::string& got) const {
-    throw ModelFormatError(error_text("gguf " + quoted(name_, 200), what, expected, got,
-                                      "download or convert the file again"));
+    throw ModelFormatError(
+        error_text("gguf " + quoted(name_, 200), what, expected, got, "download or convert the file again"));
   }
 
   template <class T>
@@ -97,6 +92,7 @@ class GgufParser {
   }
 
   void read_metadata() {
+    file_->metadata_.reserve(n_keys_);
     for (uint64_t i = 0; i < n_keys_; ++i) {
       std::string key(read_string("key", kMaxKeyBytes));
       const uint32_t type = read<uint32_t>("value type");
@@ -163,6 +159,7 @@ class GgufParser {
   }
 
   void read_tensor_infos() {
+    file_->tensors_.reserve(n_tensors_);
     for (uint64_t i = 0; i < n_tensors_; ++i) {
       GgufTensor tensor;
       tensor.name = std::string(read_string("tensor name", kMaxNameBytes));

@@ -49,7 +49,8 @@ std::shared_ptr<const Model> Model::load(const std::string& path, const ModelOpt
   model->path_ = path;
   model->file_ = GgufFile::open(path);
   if (model->file_->is_powerinfer())
-    throw UnsupportedModelError(error_text("model", "magic of " + quoted(path, 200), "\"GGUF\"", "\"PWRI\" (PowerInfer)",
+    throw UnsupportedModelError(error_text("model", "magic of " + quoted(path, 200), "\"GGUF\"",
+                                           "\"PWRI\" (PowerInfer)",
                                            "convert the original checkpoint with `hotset convert`"));
   model->config_ = read_model_config(*model->file_, options.activation);
   model->weights_ = std::make_unique<const Weights>(read_weights(*model->file_, model->config_));
@@ -94,18 +95,19 @@ Inspection inspect(const std::string& path) {
   }
   for (const GgufTensor& tensor : file->tensors()) {
     const DTypeInfo* info = find_dtype(tensor.type);
-    out.tensors.push_back({tensor.name, info ? info->name : cat("type ", tensor.type), shape_text(tensor.shape),
-                           tensor.n_bytes});
+    out.tensors.push_back(
+        {tensor.name, info ? info->name : cat("type ", tensor.type), shape_text(tensor.shape), tensor.n_bytes});
     out.n_params += static_cast<uint64_t>(tensor.shape.n_elements());
   }
   try {
     const auto model = Model::load(path);
     const ModelConfig& config = model->config();
     out.runs = true;
-    out.verdict = cat("runs: ", model->type_text(), ", activation ", activation_name(config.activation),
-                      config.activation_stated ? "" : " (not stated, the usual one)", ", ",
-                      model->weights().layers[0].ffn_down_t ? "neuron-major (ffn_down_t)" : "standard layout (ffn_down)",
-                      ", context ", config.n_ctx_train);
+    out.verdict =
+        cat("runs: ", model->type_text(), ", activation ", activation_name(config.activation),
+            config.activation_stated ? "" : " (not stated, the usual one)", ", ",
+            model->weights().layers[0].ffn_down_t ? "neuron-major (ffn_down_t)" : "standard layout (ffn_down)",
+            ", context ", config.n_ctx_train);
   } catch (const std::exception& error) {
     out.verdict = cat("does not run: ", error.what());
   }

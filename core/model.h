@@ -37,11 +37,11 @@ class Model {
   const GgufFile& file() const { return *file_; }
   const std::string& path() const { return path_; }
 
-  std::string name() const;             // `general.name`, else the file's name
-  std::string type_text() const;        // e.g. "llama 7M Q8_0", as the benchmark table prints it
-  uint64_t n_params() const;            // elements of all weights
-  uint64_t size_bytes() const;          // bytes of all weights
-  std::string chat_template() const;    // "" when the file has none
+  std::string name() const;           // `general.name`, else the file's name
+  std::string type_text() const;      // e.g. "llama 7M Q8_0", as the benchmark table prints it
+  uint64_t n_params() const;          // elements of all weights
+  uint64_t size_bytes() const;        // bytes of all weights
+  std::string chat_template() const;  // "" when the file has none
 
  private:
   Model() = default;

@@ -83,7 +83,8 @@ void read_activation(const GgufFile& file, const ConfigReader& reader, const std
   const std::string name = chosen.empty() ? stated.value_or(activation_name(config.activation)) : chosen;
   const std::optional<Activation> activation = parse_activation(name);
   if (!activation && !chosen.empty())
-    throw std::invalid_argument(error_text("config", "--activation", "silu or relu", quoted(name), "choose one of them"));
+    throw std::invalid_argument(
+        error_text("config", "--activation", "silu or relu", quoted(name), "choose one of them"));
   if (!activation) reader.unsupported("hidden_activation", "silu or relu", quoted(name));
   config.activation = *activation;
 }

@@ -16,20 +16,20 @@ enum class RopeScaling { kNone, kLinear };
 
 struct ModelConfig {
   const Architecture* arch = nullptr;
-  std::string arch_name;        // `general.architecture`
+  std::string arch_name;  // `general.architecture`
   int64_t n_layer = 0;
   int64_t n_embd = 0;
   int64_t n_ff = 0;
   int64_t n_head = 0;
   int64_t n_head_kv = 0;
   int64_t head_dim = 0;
-  int64_t n_rot = 0;            // rotated elements of a head, even, <= head_dim
+  int64_t n_rot = 0;  // rotated elements of a head, even, <= head_dim
   int64_t n_vocab = 0;
   int64_t n_ctx_train = 0;
   float norm_eps = 0;
   float rope_freq_base = 10000;
   RopeScaling rope_scaling = RopeScaling::kNone;
-  float rope_scale = 1;         // positions are divided by this (linear scaling)
+  float rope_scale = 1;  // positions are divided by this (linear scaling)
   Activation activation = Activation::kSilu;
   bool activation_stated = false;  // false: the file does not say, the architecture's usual one is taken
 };

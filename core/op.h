@@ -1,8 +1,8 @@
 // The operations a plan is made of: the only contract between the planner and the devices.
 //
-// Operands are numbers: a BufferId names an activation buffer of the plan, a WeightId a weight. Activations are float32,
-// (n_rows, n_cols) row by row, where n_rows is the step's number of rows unless said otherwise. An op reads its inputs
-// completely before it writes, per row; `out` may equal an input only where that is said.
+// Operands are numbers: a BufferId names an activation buffer of the plan, a WeightId a weight. Activations are
+// float32, (n_rows, n_cols) row by row, where n_rows is the step's number of rows unless said otherwise. An op reads
+// its inputs completely before it writes, per row; `out` may equal an input only where that is said.
 #pragma once
 
 #include <cstdint>

@@ -20,9 +20,11 @@ double log_softmax_at(std::span<const float> logits, int32_t id) {
 PerplexityResult perplexity(Engine& engine, std::span<const int32_t> tokens, int64_t n_ctx,
                             const std::function<void(int64_t, int64_t, const PerplexityResult&)>& progress,
                             const StopCheck& stop) {
-  const int64_t n_chunks = n_ctx >= 2 ? static_cast<int64_t>(tokens.size()) / n_ctx : 0;
+  if (n_ctx < 3 || n_ctx > int64_t{1} << 30)  // a chunk of 2 has no token to score
+    throw std::invalid_argument(error_text("perplexity", "n_ctx", "3 to 2^30", cat(n_ctx), "pass -c in that range"));
+  const int64_t n_chunks = static_cast<int64_t>(tokens.size()) / n_ctx;
   if (n_chunks < 2)
-    throw std::invalid_argument(error_text("perplexity", "text", cat("at least ", std::max<int64_t>(2 * n_ctx, 4), " tokens"),
+    throw std::invalid_argument(error_text("perplexity", "text", cat("at least ", 2 * n_ctx, " tokens"),
                                            cat(tokens.size()), "use a longer text or a smaller -c"));
   const TokenizerData& vocabulary = engine.model().tokenizer().data();
   const size_t n_vocab = static_cast<size_t>(engine.model().config().n_vocab);

@@ -63,9 +63,7 @@ struct Plan {
 
   const BufferDesc& buffer(BufferId id) const { return buffers[static_cast<size_t>(id.index)]; }
   const TensorView& weight(WeightId id) const { return weights[static_cast<size_t>(id.index)].view; }
-  int64_t max_rows_of(BufferId id) const {
-    return buffer(id).rows == BufferRows::kAll ? max_rows : max_output_rows;
-  }
+  int64_t max_rows_of(BufferId id) const { return buffer(id).rows == BufferRows::kAll ? max_rows : max_output_rows; }
 };
 
 // One line per step: lane, operation, weights, buffers. Needs no device.

@@ -88,7 +88,8 @@ SampledToken Sampler::sample(std::span<const float> logits) {
     largest = std::max(largest, static_cast<double>(logit));
   }
   if (!std::isfinite(largest))
-    throw Error(error_text("sampler", "logits", "a finite maximum", cat(largest), "check the logits_processor or model"));
+    throw Error(
+        error_text("sampler", "logits", "a finite maximum", cat(largest), "check the logits_processor or model"));
   double total = 0;
   for (const float logit : logits) total += std::exp(static_cast<double>(logit) - largest);
   const double log_total = largest + std::log(total);
@@ -99,8 +100,8 @@ SampledToken Sampler::sample(std::span<const float> logits) {
     for (size_t i = 1; i < candidates_.size(); ++i)
       if (better(candidates_[i], candidates_[chosen])) chosen = i;
   } else {
-    const size_t top_k = options_.top_k == 0 ? candidates_.size()
-                                             : std::min(candidates_.size(), static_cast<size_t>(options_.top_k));
+    const size_t top_k =
+        options_.top_k == 0 ? candidates_.size() : std::min(candidates_.size(), static_cast<size_t>(options_.top_k));
     std::partial_sort(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(top_k), candidates_.end(),
                       better<Candidate>);
     candidates_.resize(top_k);

@@ -11,12 +11,12 @@ namespace hotset {
 
 // Names and defaults as llama.cpp.
 struct SamplerOptions {
-  float temperature = 0.8f;    // 0 = greedy
-  int32_t top_k = 40;          // 0 = off
-  float top_p = 0.95f;         // 1 = off
-  float min_p = 0.05f;         // 0 = off
-  float repeat_penalty = 1.0f; // 1 = off; > 1 makes recent tokens less likely
-  int32_t repeat_last_n = 64;  // how many recent tokens count; 0 = off, -1 = all
+  float temperature = 0.8f;      // 0 = greedy
+  int32_t top_k = 40;            // 0 = off
+  float top_p = 0.95f;           // 1 = off
+  float min_p = 0.05f;           // 0 = off
+  float repeat_penalty = 1.0f;   // 1 = off; > 1 makes recent tokens less likely
+  int32_t repeat_last_n = 64;    // how many recent tokens count; 0 = off, -1 = all
   std::optional<uint64_t> seed;  // nullopt = from std::random_device
 };
 

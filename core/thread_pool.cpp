@@ -5,7 +5,8 @@
 namespace hotset {
 namespace {
 
-// Spins this often before sleeping: some tens of microseconds, more than a phase of a token, less than a scheduler slice.
+// Spins this often before sleeping: some tens of microseconds, more than a phase of a token, less than a scheduler
+// slice.
 constexpr int kSpins = 4000;
 
 inline void pause_cpu() {

@@ -43,8 +43,8 @@ class ThreadPool {
   bool stop_ = false;
   alignas(64) std::atomic<uint32_t> generation_{0};
   alignas(64) std::atomic<int32_t> remaining_{0};
-  alignas(64) std::atomic<int32_t> arrived_{0};        // workers at the barrier
-  alignas(64) std::atomic<uint32_t> barrier_round_{0}; // incremented by the last to arrive
+  alignas(64) std::atomic<int32_t> arrived_{0};         // workers at the barrier
+  alignas(64) std::atomic<uint32_t> barrier_round_{0};  // incremented by the last to arrive
   alignas(64) std::atomic<bool> failed_{false};
   std::exception_ptr first_error_;  // written by the one worker that turned failed_ to true
   std::vector<std::thread> threads_;

@@ -112,7 +112,9 @@ class TileWork {
   int64_t n_queries() const { return n_queries_; }
   int64_t row_of(int64_t query) const { return tile_.first_row + query / shape_.group(); }
   int64_t head_of(int64_t query) const { return kv_head_ * shape_.group() + query % shape_.group(); }
-  State state(int which, int64_t query) const { return {m_[which] + query, l_[which] + query, o_[which] + query * stride_}; }
+  State state(int which, int64_t query) const {
+    return {m_[which] + query, l_[which] + query, o_[which] + query * stride_};
+  }
 
   // Computes one chunk of all queries into state `which`.
   void attend(int64_t chunk, int which) {

@@ -120,7 +120,7 @@ inline __m256 chunk_scales(const std::byte* w) {
 
 // acc[lane] = fma(d_w * d_a, float(s), acc[lane]) for the 8 blocks from `block` on.
 template <class Format>
-inline __m256 add_chunk(const std::byte* row, const Activation& a, int64_t block, __m256 acc) {
+inline __m256 add_chunk(const std::byte* row, const ActivationRow& a, int64_t block, __m256 acc) {
   const std::byte* w = row + block * Format::kBytes;
   const __m256i s = chunk_sums(Format{}, w, a.q + block * kBlock, a.sum + block);
   const __m256 d = _mm256_mul_ps(chunk_scales<Format>(w), _mm256_loadu_ps(a.scale + block));
@@ -138,7 +138,8 @@ inline int32_t block_sum(Q4, const std::byte* w, const int8_t* q, int32_t act_su
 
 // The last blocks [begin, n_blocks), fewer than 8, one at a time; then the lane tree.
 template <class Format>
-float finish_row(const std::byte* row, const Activation& a, int64_t begin, int64_t n_blocks, __m256 acc0, __m256 acc1) {
+float finish_row(const std::byte* row, const ActivationRow& a, int64_t begin, int64_t n_blocks, __m256 acc0,
+                 __m256 acc1) {
   alignas(32) float lane[kLanes];
   _mm256_store_ps(lane, acc0);
   _mm256_store_ps(lane + 8, acc1);
@@ -159,7 +160,7 @@ inline float reduce_lanes(__m256 acc0, __m256 acc1) {
 }
 
 template <class Format>
-void dot_rows(const WeightRows& w, const int32_t* rows, int64_t first_row, int64_t n_rows, const Activation& a,
+void dot_rows(const WeightRows& w, const int32_t* rows, int64_t first_row, int64_t n_rows, const ActivationRow& a,
               float* out) {
   const int64_t n_blocks = w.n / kBlock;
   const int64_t ahead = rows_ahead(n_blocks * Format::kBytes);

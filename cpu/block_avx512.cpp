@@ -164,7 +164,7 @@ inline ChunkSums chunk_sums(Q4, const std::byte* w, const int8_t* q, Extent<kTai
 
 // acc[lane] = fma(d_w * d_a, float(s), acc[lane]) for the chunk that starts at block `block`.
 template <class Format, bool kTail>
-inline __m512 add_chunk(const std::byte* w, const Activation& a, int64_t block, Extent<kTail> extent, __m512 acc) {
+inline __m512 add_chunk(const std::byte* w, const ActivationRow& a, int64_t block, Extent<kTail> extent, __m512 acc) {
   const ChunkSums chunk = chunk_sums(Format{}, w + block * Format::kBytes, a.q + block * kBlock, extent);
   const __mmask16 keep = extent.blocks();
   const __m512i act_sum = _mm512_maskz_loadu_epi32(keep, a.sum + block);
@@ -184,7 +184,7 @@ inline float reduce_lanes(__m512 acc) {
 }
 
 template <class Format>
-void dot_rows(const WeightRows& w, const int32_t* rows, int64_t first_row, int64_t n_rows, const Activation& a,
+void dot_rows(const WeightRows& w, const int32_t* rows, int64_t first_row, int64_t n_rows, const ActivationRow& a,
               float* out) {
   const int64_t n_blocks = w.n / kBlock, n_whole = n_blocks / kLanes * kLanes;
   const int64_t ahead = rows_ahead(n_blocks * Format::kBytes);

@@ -26,10 +26,10 @@ struct ActRecord {
 
 // Writes n_acts <= kTile activations as one tile. The places of absent ones are never read.
 template <int kTile>
-inline void pack_activations(const Activation* acts, int n_acts, int64_t n_blocks, int32_t offset,
+inline void pack_activations(const ActivationRow* acts, int n_acts, int64_t n_blocks, int32_t offset,
                              ActRecord<kTile>* tile) {
   for (int a = 0; a < n_acts; ++a) {
-    const Activation act = acts[a];
+    const ActivationRow act = acts[a];
     for (int64_t block = 0; block < n_blocks; ++block) {
       std::memcpy(tile[block].q[a], act.q + block * kBlock, kBlock);
       tile[block].start[a] = -offset * act.sum[block];

@@ -60,7 +60,7 @@ inline void unpack(Q4, const std::byte* block, int8_t* to) {
 }
 
 template <class Format>
-void dot_rows(const WeightRows& w, const int32_t* rows, int64_t first_row, int64_t n_rows, const Activation& a,
+void dot_rows(const WeightRows& w, const int32_t* rows, int64_t first_row, int64_t n_rows, const ActivationRow& a,
               float* out) {
   const int64_t n_blocks = w.n / kBlock;
   for (int64_t r = 0; r < n_rows; ++r) {
@@ -92,7 +92,7 @@ void gemm(const GemmArgs& args) {
       unpack(Format{}, block, q + b * kBlock);
     }
     for (int64_t i = 0; i < args.n_acts; ++i) {
-      const Activation& a = args.acts[i];
+      const ActivationRow& a = args.acts[i];
       float lane[kLanes] = {};
       for (int64_t b = 0; b < n_blocks; ++b) {
         const float sum = static_cast<float>(sum32(q + b * kBlock, a.q + b * kBlock));

@@ -52,7 +52,8 @@ void CpuProgram::walk(int32_t worker, const StepContext& context) {
     n_next = i + 1 < phases_.size() ? phases_[i + 1]->n_tasks(context) : 0;
     try {
       if (worker == 0 && context.params.stop && !failed_.load(std::memory_order_relaxed) && context.params.stop())
-        throw CancelledError(error_text("step", "computation", "to run to its end", "a request to stop", "start it again"));
+        throw CancelledError(
+            error_text("step", "computation", "to run to its end", "a request to stop", "start it again"));
       if (n == 1) {
         if (worker == 0 && !failed_.load(std::memory_order_relaxed)) phases_[i]->run(0, 0, context);
       } else {

@@ -1,7 +1,7 @@
 // A compiled plan on the CPU: a list of phases that the whole thread team walks together.
 //
-// Each op becomes one or more phases; a phase is a set of independent tasks. Workers take tasks from the phase's counter
-// and meet at a barrier before the next phase. Which worker computes a task never changes its result.
+// Each op becomes one or more phases; a phase is a set of independent tasks. Workers take tasks from the phase's
+// counter and meet at a barrier before the next phase. Which worker computes a task never changes its result.
 #pragma once
 
 #include <atomic>
@@ -55,7 +55,8 @@ struct RowBuffer {
   int64_t stride = 0;
   int64_t n_cols = 0;
   BufferRows rows = BufferRows::kAll;
-  const Activation* acts = nullptr;  // one per row; q, scale and sum are null unless some block weight reads the buffer
+  const ActivationRow* acts =
+      nullptr;  // one per row; q, scale and sum are null unless some block weight reads the buffer
 
   float* row(int64_t index) const { return data + index * stride; }
 };
@@ -83,7 +84,7 @@ class CpuProgram final : public Program {
   size_t memory_bytes_ = 0;
   std::vector<std::unique_ptr<DeviceMemory>> memory_;
   std::vector<RowBuffer> buffers_;
-  std::vector<std::vector<Activation>> activations_;
+  std::vector<std::vector<ActivationRow>> activations_;
   std::vector<std::unique_ptr<Phase>> phases_;
   std::vector<RowTile> tiles_;
 

@@ -47,8 +47,7 @@ void FfnUnitsPhase::run(int64_t task, int32_t worker, const StepContext& context
   std::byte* scratch = buffers_.scratch + static_cast<size_t>(worker) * buffers_.scratch_distance;
   multiply_rows(context, gate_, first, n, in_.acts, context.n_rows, buffers_.gate, buffers_.stride, scratch);
   multiply_rows(context, up_, first, n, in_.acts, context.n_rows, buffers_.up, buffers_.stride, scratch);
-  const auto activate =
-      activation_ == hotset::Activation::kRelu ? context.kernels.relu_mul : context.kernels.silu_mul;
+  const auto activate = activation_ == Activation::kRelu ? context.kernels.relu_mul : context.kernels.silu_mul;
   for (int64_t row = 0; row < context.n_rows; ++row) {
     float* gate = buffers_.gate + row * buffers_.stride + first;
     activate(gate, buffers_.up + row * buffers_.stride + first, n, gate);
@@ -88,8 +87,8 @@ void FfnDownPhase::run_range(int64_t task, const StepContext& context) const {
   context.kernels.row_sum[weight_type(down_t_.dtype)](args);
 }
 
-// Many rows: one tile of the output, ranges in order; neighbours of equal size are merged as they come, like the carries
-// of a binary counter, which is the balanced tree of neighbours.
+// Many rows: one tile of the output, ranges in order; neighbours of equal size are merged as they come, like the
+// carries of a binary counter, which is the balanced tree of neighbours.
 void FfnDownPhase::run_tile(int64_t task, int32_t worker, const StepContext& context) const {
   const int64_t n_row_tiles = div_up(context.n_rows, kTileRows);
   const int64_t first_row = task % n_row_tiles * kTileRows;

@@ -78,7 +78,7 @@ inline void dot_tile(const std::byte* const* rows, const float* const* x, int64_
 
 // Streams rows in groups of kStreams; while a group is read the next one is prefetched at the same offsets.
 template <class T>
-void dot_rows(const WeightRows& w, const int32_t* rows, int64_t first_row, int64_t n_rows, const Activation& a,
+void dot_rows(const WeightRows& w, const int32_t* rows, int64_t first_row, int64_t n_rows, const ActivationRow& a,
               float* out) {
   const auto row_at = [&](int64_t r) {
     return w.data + static_cast<size_t>(rows != nullptr ? rows[r] : first_row + r) * w.stride;

@@ -141,11 +141,13 @@ inline Vec load_i8(const std::byte* from) {
 
 // A Q4_0 block's 16 bytes, times its scale: the low nibbles less 8 are elements 0..15, the high ones 16..31.
 inline void load_nibbles(const std::byte* from, Vec scale, Vec* out) {
+  float values[32];
   for (int i = 0; i < 16; ++i) {
     const int both = static_cast<int>(from[i]);
-    out[i / 4][i % 4] = static_cast<float>((both & 15) - 8);
-    out[i / 4 + 4][i % 4] = static_cast<float>((both >> 4) - 8);
+    values[i] = static_cast<float>((both & 15) - 8);
+    values[i + 16] = static_cast<float>((both >> 4) - 8);
   }
+  std::memcpy(out, values, sizeof values);
   for (int v = 0; v < 8; ++v) out[v] *= scale;
 }
 

@@ -1,14 +1,14 @@
 // The CPU's kernel table: raw pointers in, raw pointers out, one table per instruction set, chosen once at run time.
 //
-// Canonical arithmetic. Every kernel computes each output by ONE sequence of IEEE operations that depends only on the
+// Canonical arithmetic. Each output is computed by ONE sequence of IEEE operations that depends only on the
 // operands: not on the instruction set, the thread count, how rows are grouped into calls, or whether a row is computed
 // alone (decode) or with many others (prefill). Results are therefore equal bit for bit everywhere. The rules:
-//  - `fma` is fused, one rounding (cpu/canonical.h gives machines without FMA an exact emulation). No other contraction.
+//  - `fma` is fused, one rounding (cpu/canonical.h emulates it exactly where there is no FMA). No other contraction.
 //  - dot of floats: 16 lanes start at +0; element i does lane[i % 16] = fma(w[i], x[i], lane[i % 16]) in order of i;
 //    then the lane tree: l[j] += l[j + 8], l[j] += l[j + 4], l[j] += l[j + 2], l[0] += l[1] (each for the lower half).
 //    16-bit weights are widened exactly to float first.
 //  - dot of blocks (Q8_0, Q4_0 with Q8 activations): block b has the exact int32 sum s of 32 products;
-//    lane[b % 16] = fma(d_w * d_a, float(s), lane[b % 16]) in order of b, d_w * d_a rounded once to float; same lane tree.
+//    lane[b % 16] = fma(d_w * d_a, float(s), lane[b % 16]) in order of b, d_w * d_a rounded to float; same tree.
 //  - weighted row sum (down pass): acc[c] = fma(h[u], w[u][c], acc[c]) in order of u, w widened exactly to float
 //    (f16 scale times 4- or 8-bit integer is exact in float).
 //  - element-wise functions (exp, silu) are polynomials over fma, the same operations per element everywhere.
@@ -29,8 +29,8 @@ constexpr int64_t kBlock = 32;
 // Weight types with kernels, the index of the per-type tables below.
 enum WeightType { kWeightF32, kWeightF16, kWeightBF16, kWeightQ8_0, kWeightQ4_0, kNWeightTypes };
 
-// One activation row (n elements). Float weights read `f32`; block weights read `q`, `scale`, `sum` (n a multiple of 32).
-struct Activation {
+// One activation row (n elements). Float weights read `f32`; block weights `q`, `scale`, `sum` (n a multiple of 32).
+struct ActivationRow {
   const float* f32;      // (n)
   const int8_t* q;       // (n) round(x / scale) in [-127, 127], block b at q + 32 * b
   const float* scale;    // (n / 32) max|x| / 127 of the block, 0 for an all-zero block
@@ -49,7 +49,7 @@ struct GemmArgs {
   WeightRows w;
   int64_t first_row;
   int64_t n_rows;
-  const Activation* acts;
+  const ActivationRow* acts;
   int64_t n_acts;
   float* out;
   int64_t out_stride;  // floats between activation rows of `out`
@@ -99,14 +99,14 @@ struct AttendArgs {
 struct Kernels {
   const char* isa;  // "generic", "avx2", "avx512"
 
-  // x (n) -> q, scale, sum as in Activation. inverse = 127 / max|x|; q = round to nearest even of x * inverse.
+  // x (n) -> q, scale, sum as in ActivationRow. inverse = 127 / max|x|; q = round to nearest even of x * inverse.
   // A block that holds a NaN or infinity gets scale NaN, so that it is not lost silently. A block whose inverse would
   // overflow (max|x| < 127 / FLT_MAX = 3.7e-37) counts as all zero.
   void (*quantize_activation)(const float* x, int64_t n, int8_t* q, float* scale, int32_t* sum);
 
   // out[r] = dot(row rows ? rows[r] : first_row + r, a) for r < n_rows. Streams the rows once: bound by memory.
   void (*dot_rows[kNWeightTypes])(const WeightRows& w, const int32_t* rows, int64_t first_row, int64_t n_rows,
-                                  const Activation& a, float* out);
+                                  const ActivationRow& a, float* out);
 
   // Many activations at once (prefill): same results as dot_rows, more arithmetic per byte.
   void (*gemm[kNWeightTypes])(const GemmArgs& args);

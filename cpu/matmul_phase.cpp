@@ -5,7 +5,7 @@
 namespace hotset::cpu {
 
 void multiply_rows(const StepContext& context, const TensorView& weight, int64_t first, int64_t n,
-                   const Activation* acts, int64_t n_acts, float* out, int64_t out_stride, std::byte* scratch) {
+                   const ActivationRow* acts, int64_t n_acts, float* out, int64_t out_stride, std::byte* scratch) {
   const int type = weight_type(weight.dtype);
   if (n_acts == 1) {
     context.kernels.dot_rows[type](weight_rows(weight), nullptr, first, n, acts[0], out + first);

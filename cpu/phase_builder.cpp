@@ -109,9 +109,9 @@ void PhaseBuilder::allocate_activations(size_t index) {
   const size_t block_bytes = static_cast<size_t>(div_up(n_blocks, 16) * 64);
   std::byte* at = nullptr;
   if (block_input_[index]) at = take_memory(static_cast<size_t>(n_rows) * (q_bytes + 2 * block_bytes));
-  std::vector<Activation>& rows = program_.activations_[index];
+  std::vector<ActivationRow>& rows = program_.activations_[index];
   for (int64_t row = 0; row < n_rows; ++row) {
-    Activation act{buffer.row(row), nullptr, nullptr, nullptr};
+    ActivationRow act{buffer.row(row), nullptr, nullptr, nullptr};
     if (at) {
       act.q = reinterpret_cast<const int8_t*>(at);
       act.scale = reinterpret_cast<const float*>(at + q_bytes);
@@ -127,18 +127,18 @@ void PhaseBuilder::quantize_for(DType dtype, BufferId in) {
   if (!is_block_type(dtype) || quantized_[static_cast<size_t>(in.index)]) return;
   quantized_[static_cast<size_t>(in.index)] = true;
   push(row_phase(buffer(in).rows, [in = buffer(in)](int64_t row, const StepContext& context) {
-    const Activation& act = in.acts[row];
+    const ActivationRow& act = in.acts[row];
     context.kernels.quantize_activation(act.f32, in.n_cols, const_cast<int8_t*>(act.q), const_cast<float*>(act.scale),
                                         const_cast<int32_t*>(act.sum));
   }));
 }
 
 void PhaseBuilder::add(const op::Embed& o) {
-  push(row_phase(BufferRows::kAll, [table = plan_.weight(o.table), out = buffer(o.out)](int64_t row,
-                                                                                        const StepContext& context) {
-    const int32_t token = context.params.rows[static_cast<size_t>(row)].token;
-    context.kernels.dequantize_row[weight_type(table.dtype)](table.row(token), table.n_cols, out.row(row));
-  }));
+  push(row_phase(
+      BufferRows::kAll, [table = plan_.weight(o.table), out = buffer(o.out)](int64_t row, const StepContext& context) {
+        const int32_t token = context.params.rows[static_cast<size_t>(row)].token;
+        context.kernels.dequantize_row[weight_type(table.dtype)](table.row(token), table.n_cols, out.row(row));
+      }));
   wrote(o.out);
 }
 
@@ -173,27 +173,26 @@ void PhaseBuilder::add(const op::MatMul& o) {
 }
 
 void PhaseBuilder::add(const op::RopeAngles& o) {
-  push(row_phase(BufferRows::kAll, [freqs = plan_.rope_freqs, out = buffer(o.out)](int64_t row,
-                                                                                   const StepContext& context) {
-    const double position = context.params.rows[static_cast<size_t>(row)].position;
-    float* angles = out.row(row);
-    for (size_t i = 0; i < freqs.size(); ++i) {
-      angles[i] = static_cast<float>(std::cos(position * freqs[i]));
-      angles[freqs.size() + i] = static_cast<float>(std::sin(position * freqs[i]));
-    }
-  }));
+  push(row_phase(BufferRows::kAll,
+                 [freqs = plan_.rope_freqs, out = buffer(o.out)](int64_t row, const StepContext& context) {
+                   const double position = context.params.rows[static_cast<size_t>(row)].position;
+                   float* angles = out.row(row);
+                   for (size_t i = 0; i < freqs.size(); ++i) {
+                     angles[i] = static_cast<float>(std::cos(position * freqs[i]));
+                     angles[freqs.size() + i] = static_cast<float>(std::sin(position * freqs[i]));
+                   }
+                 }));
   wrote(o.out);
 }
 
 void PhaseBuilder::add(const op::Rope& o) {
-  push(row_phase(BufferRows::kAll,
-                 [o, angles = buffer(o.angles), x = buffer(o.x)](int64_t row, const StepContext& context) {
-                   const float* cosines = angles.row(row);
-                   const bool interleaved = o.layout == RopeLayout::kInterleaved;
-                   for (int64_t head = 0; head < o.n_head; ++head)
-                     context.kernels.rope(x.row(row) + head * o.head_dim, o.n_rot, interleaved, cosines,
-                                          cosines + o.n_rot / 2);
-                 }));
+  push(row_phase(
+      BufferRows::kAll, [o, angles = buffer(o.angles), x = buffer(o.x)](int64_t row, const StepContext& context) {
+        const float* cosines = angles.row(row);
+        const bool interleaved = o.layout == RopeLayout::kInterleaved;
+        for (int64_t head = 0; head < o.n_head; ++head)
+          context.kernels.rope(x.row(row) + head * o.head_dim, o.n_rot, interleaved, cosines, cosines + o.n_rot / 2);
+      }));
   wrote(o.x);
 }
 
@@ -219,13 +218,17 @@ void PhaseBuilder::add(const op::StoreKv& o) {
 
 void PhaseBuilder::add(const op::Attention& o) {
   const KvLayout& kv = plan_.kv;
-  AttentionShape shape{o.layer, o.n_head, kv.n_head_kv, kv.head_dim, o.scale, kv, buffer(o.q), buffer(o.out),
-                       nullptr, div_up(std::max<int64_t>(plan_.max_positions, 1), kChunkPositions), nullptr, 0};
+  AttentionShape shape{o.layer,      o.n_head,
+                       kv.n_head_kv, kv.head_dim,
+                       o.scale,      kv,
+                       buffer(o.q),  buffer(o.out),
+                       nullptr,      div_up(std::max<int64_t>(plan_.max_positions, 1), kChunkPositions),
+                       nullptr,      0};
   if (!attend_memory_) {
-    attend_memory_ = take_worker_memory(attention_scratch_bytes(program_.kernels_, shape.group(), kv.head_dim),
-                                        attend_distance_);
-    attend_partials_ = take_memory(static_cast<size_t>(kFewRows * o.n_head * shape.max_chunks * shape.record()) *
-                                   sizeof(float));
+    attend_memory_ =
+        take_worker_memory(attention_scratch_bytes(program_.kernels_, shape.group(), kv.head_dim), attend_distance_);
+    attend_partials_ =
+        take_memory(static_cast<size_t>(kFewRows * o.n_head * shape.max_chunks * shape.record()) * sizeof(float));
     program_.tile_rows_ = attention_tile_rows(shape.group());
   }
   shape.scratch = attend_memory_;
@@ -239,8 +242,7 @@ void PhaseBuilder::add(const op::Attention& o) {
 void PhaseBuilder::add(const op::GatedActivation& o) {
   push(row_phase(buffer(o.out).rows, [o, gate = buffer(o.gate), up = buffer(o.up), out = buffer(o.out)](
                                          int64_t row, const StepContext& context) {
-    const auto activate =
-        o.activation == hotset::Activation::kRelu ? context.kernels.relu_mul : context.kernels.silu_mul;
+    const auto activate = o.activation == Activation::kRelu ? context.kernels.relu_mul : context.kernels.silu_mul;
     activate(gate.row(row), up.row(row), out.n_cols, out.row(row));
   }));
   wrote(o.out);
@@ -273,19 +275,19 @@ void PhaseBuilder::add(const op::SparseFfn& o) {
 }
 
 void PhaseBuilder::add(const op::Add& o) {
-  push(row_phase(buffer(o.out).rows, [a = buffer(o.a), b = buffer(o.b), out = buffer(o.out)](
-                                         int64_t row, const StepContext& context) {
-    context.kernels.add(a.row(row), b.row(row), out.n_cols, out.row(row));
-  }));
+  push(row_phase(buffer(o.out).rows,
+                 [a = buffer(o.a), b = buffer(o.b), out = buffer(o.out)](int64_t row, const StepContext& context) {
+                   context.kernels.add(a.row(row), b.row(row), out.n_cols, out.row(row));
+                 }));
   wrote(o.out);
 }
 
 void PhaseBuilder::add(const op::SelectRows& o) {
-  push(row_phase(BufferRows::kOutput, [in = buffer(o.in), out = buffer(o.out)](int64_t row,
-                                                                              const StepContext& context) {
-    const int32_t from = context.params.output_rows[static_cast<size_t>(row)];
-    std::memcpy(out.row(row), in.row(from), static_cast<size_t>(out.n_cols) * sizeof(float));
-  }));
+  push(
+      row_phase(BufferRows::kOutput, [in = buffer(o.in), out = buffer(o.out)](int64_t row, const StepContext& context) {
+        const int32_t from = context.params.output_rows[static_cast<size_t>(row)];
+        std::memcpy(out.row(row), in.row(from), static_cast<size_t>(out.n_cols) * sizeof(float));
+      }));
   wrote(o.out);
 }
 

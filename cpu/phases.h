@@ -77,17 +77,17 @@ class MatMulPhase final : public Phase {
 // One or many activations times weight rows [first, first + n): out (n_acts, out_stride) from column `first` on.
 // One activation streams the rows, more go through the blocked kernel; the results are the same.
 void multiply_rows(const StepContext& context, const TensorView& weight, int64_t first, int64_t n,
-                   const Activation* acts, int64_t n_acts, float* out, int64_t out_stride, std::byte* scratch);
+                   const ActivationRow* acts, int64_t n_acts, float* out, int64_t out_stride, std::byte* scratch);
 
 // Memory that the phases of SparseFfn share.
 struct FfnBuffers {
-  float* gate;            // (max_rows, stride) gate products, then h
-  float* up;              // (max_rows, stride)
-  int64_t stride;         // floats between rows
-  float* partials;        // (kUnitRanges, kFewRows, n_embd): sums of each range when there are few rows
-  std::byte* tiles;       // per worker: sums of ranges not yet merged
+  float* gate;       // (max_rows, stride) gate products, then h
+  float* up;         // (max_rows, stride)
+  int64_t stride;    // floats between rows
+  float* partials;   // (kUnitRanges, kFewRows, n_embd): sums of each range when there are few rows
+  std::byte* tiles;  // per worker: sums of ranges not yet merged
   size_t tile_distance;
-  std::byte* scratch;     // per worker, for the blocked kernel
+  std::byte* scratch;  // per worker, for the blocked kernel
   size_t scratch_distance;
 };
 size_t ffn_tile_bytes();
@@ -103,8 +103,7 @@ class FfnUnitsPhase final : public Phase {
 
  private:
   int64_t units_per_task(const StepContext& context) const;
-  Activation activation_kind() const;
-  hotset::Activation activation_;
+  Activation activation_;
   TensorView gate_, up_;
   RowBuffer in_;
   FfnBuffers buffers_;
@@ -145,9 +144,9 @@ struct AttentionShape {
   float scale;
   KvLayout kv;
   RowBuffer q, out;
-  float* partials;        // few rows: (rows, n_head, chunks) records of m, l, o
+  float* partials;  // few rows: (rows, n_head, chunks) records of m, l, o
   int64_t max_chunks;
-  std::byte* scratch;     // per worker
+  std::byte* scratch;  // per worker
   size_t scratch_distance;
   int64_t group() const { return n_head / n_head_kv; }
   int64_t record() const { return head_dim + 2; }

@@ -81,18 +81,18 @@ double weight_at(WeightType type, const std::byte* row, int64_t i) {
   }
 }
 
-double activation_at(WeightType type, const Activation& a, int64_t i) {
+double activation_at(WeightType type, const ActivationRow& a, int64_t i) {
   const bool blocks = type == kWeightQ8_0 || type == kWeightQ4_0;
   return blocks ? static_cast<double>(a.scale[i / kBlock]) * a.q[i] : static_cast<double>(a.f32[i]);
 }
 
-double dot(WeightType type, const std::byte* row, int64_t n, const Activation& a) {
+double dot(WeightType type, const std::byte* row, int64_t n, const ActivationRow& a) {
   double sum = 0.0;
   for (int64_t i = 0; i < n; ++i) sum += weight_at(type, row, i) * activation_at(type, a, i);
   return sum;
 }
 
-double dot_magnitude(WeightType type, const std::byte* row, int64_t n, const Activation& a) {
+double dot_magnitude(WeightType type, const std::byte* row, int64_t n, const ActivationRow& a) {
   double sum = 0.0;
   for (int64_t i = 0; i < n; ++i) sum += std::fabs(weight_at(type, row, i) * activation_at(type, a, i));
   return sum;

@@ -22,13 +22,13 @@ size_t row_bytes(WeightType type, int64_t n);
 double weight_at(WeightType type, const std::byte* row, int64_t i);
 
 // Element i of an activation as a weight of this type sees it: f32 for float weights, q * scale for block weights.
-double activation_at(WeightType type, const Activation& a, int64_t i);
+double activation_at(WeightType type, const ActivationRow& a, int64_t i);
 
 // dot of one row (n) and one activation.
-double dot(WeightType type, const std::byte* row, int64_t n, const Activation& a);
+double dot(WeightType type, const std::byte* row, int64_t n, const ActivationRow& a);
 
 // Sum of |weight * activation|: error bounds of a dot are proportional to it.
-double dot_magnitude(WeightType type, const std::byte* row, int64_t n, const Activation& a);
+double dot_magnitude(WeightType type, const std::byte* row, int64_t n, const ActivationRow& a);
 
 // Kernels::row_sum onto `acc` (n_acts, n_cols) of doubles; args.acc is not touched.
 void row_sum(WeightType type, const RowSumArgs& args, double* acc);

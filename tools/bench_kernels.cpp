@@ -99,10 +99,10 @@ struct Activations {
   std::vector<int8_t> q;
   std::vector<float> scale;
   std::vector<int32_t> sum;
-  std::vector<Activation> rows;
+  std::vector<ActivationRow> rows;
 };
 
-void bench_dot(const Kernels& kernels, WeightType type, const WeightRows& w, const Activation& act) {
+void bench_dot(const Kernels& kernels, WeightType type, const WeightRows& w, const ActivationRow& act) {
   const int64_t n_rows = static_cast<int64_t>(kMatrixBytes / w.stride);
   std::vector<float> out(static_cast<size_t>(n_rows));
   std::vector<int32_t> list;  // about every tenth row

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .generation import Completion
+
 
 class Error(Exception):
     """Base of every error that hotset raises on its own account."""
@@ -16,7 +21,13 @@ class UnsupportedModelError(Error):
 
 
 class ContextLengthError(Error):
-    """A prompt or a generation does not fit into the context."""
+    """A prompt or a generation does not fit into the context.
+
+    Attributes:
+        partial: what generate() had produced when it met the end of the context; None otherwise.
+    """
+
+    partial: Completion | list[Completion] | None = None
 
 
 class OutOfMemoryError(Error):

@@ -137,7 +137,7 @@ float weight_scale(const std::byte* block) {
   return f16_to_f32(bits);
 }
 
-float dot_plainly(WeightType type, const std::byte* row, const Activation& a, int64_t n) {
+float dot_plainly(WeightType type, const std::byte* row, const ActivationRow& a, int64_t n) {
   float lane[16] = {};
   for (int64_t b = 0; b < n / 32; ++b) {
     const std::byte* block = row + static_cast<size_t>(b) * block_bytes(type);
@@ -250,7 +250,7 @@ struct Problem {
   size_t row_bytes, stride;
   GuardedBytes bytes;
   std::vector<std::unique_ptr<GuardedBytes>> memory;
-  std::vector<Activation> acts;
+  std::vector<ActivationRow> acts;
 };
 
 constexpr WeightType kTypes[] = {kWeightQ8_0, kWeightQ4_0};
@@ -306,7 +306,7 @@ TEST_CASE("block kernels: a block with NaN or infinity gets a NaN scale and pois
       CHECK(sum[1] == 0);
       std::vector<std::byte> row(2 * 34);  // all-zero weights do not hide it
       float out = 0.0f;
-      const Activation act{x.data(), q.data(), scale, sum};
+      const ActivationRow act{x.data(), q.data(), scale, sum};
       kernels.dot_rows[kWeightQ8_0]({row.data(), row.size(), 64}, nullptr, 0, 1, act, &out);
       CHECK(std::isnan(out));
     }
@@ -391,7 +391,7 @@ TEST_CASE("block kernels: dots are close to the sum in double of the dequantised
       for (const Kernels& kernels : tables()) {
         const std::vector<float> got = problem.by_gemm(kernels);
         for (int64_t i = 0; i < 10; ++i) {
-          const Activation& a = problem.acts[static_cast<size_t>(i / 5)];
+          const ActivationRow& a = problem.acts[static_cast<size_t>(i / 5)];
           double exact = 0.0, magnitude = 0.0;
           for (int64_t b = 0; b < n / 32; ++b) {
             const std::byte* block = problem.row(i % 5) + static_cast<size_t>(b) * block_bytes(type);

@@ -59,7 +59,7 @@ TEST_CASE("every table's fma rounds once") {
 
 // Checks out[i] against the canonical dots of the given rows, and these against the reference.
 void check_dots(const Matrix& m, const std::vector<int64_t>& rows, const float* x, const float* out) {
-  const Activation a = {x, nullptr, nullptr, nullptr};
+  const ActivationRow a = {x, nullptr, nullptr, nullptr};
   for (size_t r = 0; r < rows.size(); ++r) {
     const float want = canonical_dot(m.n, [&](int64_t i) { return m.at(rows[r], i); }, [&](int64_t i) { return x[i]; });
     INFO("row " << rows[r] << " of n " << m.n << ", type " << m.type);
@@ -92,7 +92,7 @@ TEST_CASE("dot_rows") {
               picked.push_back(list.back());
             }
             Guarded<float> out(n_rows);
-            const Activation a = {x.data(), nullptr, nullptr, nullptr};
+            const ActivationRow a = {x.data(), nullptr, nullptr, nullptr};
             k.dot_rows[type](m.view(), nullptr, 13 - n_rows, n_rows, a, out.data());
             check_dots(m, range, x.data(), out.data());
             k.dot_rows[type](m.view(), list.data(), 99, n_rows, a, out.data());
@@ -112,7 +112,7 @@ TEST_CASE("gemm gives the bits of dot_rows") {
       const Matrix m(random, type, 11, n, Scale::kOrdinary);
       Guarded<float> x(n * kMaxActs);
       random.fill(x.data(), x.size());
-      std::vector<Activation> acts;
+      std::vector<ActivationRow> acts;
       std::vector<std::vector<float>> want;  // per activation, from generic dot_rows, which has a test of its own
       for (int64_t a = 0; a < kMaxActs; ++a) {
         acts.push_back({x.data() + a * n, nullptr, nullptr, nullptr});
