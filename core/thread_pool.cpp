@@ -5,9 +5,11 @@
 namespace hotset {
 namespace {
 
-// Spins this often before sleeping: some tens of microseconds, more than a phase of a token, less than a scheduler
-// slice.
-constexpr int kSpins = 4000;
+// A waiting worker first spins, then offers its core to whoever is ready to run, then sleeps. Spinning covers the
+// usual wait at a barrier (a few microseconds); yielding lets a worker that lost its core, to another process or because
+// there are more workers than cores, come back at once; sleeping costs a system call on both sides.
+constexpr int kSpins = 300;
+constexpr int kYields = 100;
 
 inline void pause_cpu() {
 #if defined(__x86_64__)
@@ -15,12 +17,15 @@ inline void pause_cpu() {
 #endif
 }
 
-// Waits until `word` differs from `old`: spins, then sleeps until notified.
+// Waits until `word` differs from `old`.
 template <class T>
 void wait_while_equal(const std::atomic<T>& word, T old) {
-  for (int i = 0; i < kSpins; ++i) {
+  for (int i = 0; i < kSpins + kYields; ++i) {
     if (word.load(std::memory_order_acquire) != old) return;
-    pause_cpu();
+    if (i < kSpins)
+      pause_cpu();
+    else
+      std::this_thread::yield();
   }
   while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
 }

@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "core/tokenizer_bpe.h"
+#include "core/tokenizer_special.h"
 #include "core/tokenizer_spm.h"
 #include "core/unicode.h"
 
@@ -51,7 +52,7 @@ Tokenizer::Tokenizer(TokenizerData data) : data_(std::move(data)) {
       specials.push_back({data_.tokens[static_cast<size_t>(id)], id, is_user_defined});
     }
   }
-  specials_ = SpecialTokens(std::move(specials));
+  specials_ = std::make_shared<const SpecialTokens>(std::move(specials));
 }
 
 void Tokenizer::check_sizes_and_ids() const {
@@ -96,7 +97,7 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, const EncodeOption
   std::vector<int32_t> ids;
   if (options.add_special && data_.add_bos) ids.push_back(data_.bos_id);
   size_t begin = 0;
-  for (const SpecialMatch& match : specials_.find(text, options.parse_special)) {
+  for (const SpecialMatch& match : specials_->find(text, options.parse_special)) {
     if (match.begin > begin) encode_text(text.substr(begin, match.begin - begin), ids);
     ids.push_back(match.id);
     begin = match.end;

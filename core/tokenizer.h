@@ -7,9 +7,9 @@
 #include <string_view>
 #include <vector>
 
-#include "core/tokenizer_special.h"
-
 namespace hotset {
+
+class SpecialTokens;
 
 // Token kinds, numbered as `tokenizer.ggml.token_type` numbers them.
 enum class TokenType : int32_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
@@ -91,7 +91,7 @@ class Tokenizer {
   // Appends a token's bytes. `at_start`: a leading SentencePiece space is dropped; updated for the next token.
   void append_piece(int32_t id, bool special, bool& at_start, std::string& text) const;
 
-  SpecialTokens specials_;
+  std::shared_ptr<const SpecialTokens> specials_;
 };
 
 // Turns a stream of tokens into text that never ends inside a UTF-8 character.

@@ -46,8 +46,8 @@ def test_truncated_models_are_errors(hotset, demo_model, tmp_path):
     path = tmp_path / "cut.gguf"
     shutil.copy(demo_model, path)
     size = path.stat().st_size
-    small = [source.randrange(200_000) for _ in range(60)]  # the header and the vocabulary
-    points = sorted({source.randrange(size - 64) for _ in range(40)} | set(small), reverse=True)
+    small = [source.randrange(200_000) for _ in range(120)]  # the header and the vocabulary
+    points = sorted({source.randrange(size - 64) for _ in range(80)} | set(small), reverse=True)
     for point in points:
         os.truncate(path, point)
         assert_one_error_line(hotset("run", "-m", str(path), "-p", "x", "-n", "1", memory=1 << 30, timeout=10), 1)
