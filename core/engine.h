@@ -38,8 +38,8 @@ struct EngineOptions {
   std::string kv_type = "auto";  // "f16", "f32", or "auto": f32 for models whose weights are all F32, else f16
   std::string mode = "auto";     // "auto" | "dense" (sparse modes: see docs)
   std::string device = "auto";   // "auto" | "cpu" | "cuda"
-  std::string isa;               // "" = best here (or HOTSET_ISA), "generic", "avx2", "avx512"
-  LogSink log;
+  std::string isa{};             // "" = best here (or HOTSET_ISA), "generic", "avx2", "avx512"
+  LogSink log{};
 };
 
 // What an engine runs on and what it costs. Bytes are exact sums of what was mapped or reserved.

@@ -80,6 +80,14 @@ struct Generation::Sequence {
     for (const int32_t token : prompt) sampler.accept(token);
   }
 
+  // What decoder and filter still hold back, up to a stop text.
+  std::string rest() {
+    bool stopped = false;
+    std::string out = filter.push(decoder.flush(), stopped);
+    if (!stopped) out += filter.flush();
+    return out;
+  }
+
   Session session;
   std::vector<int32_t> prompt;
   std::vector<int32_t> pending;  // tokens not yet in the session
@@ -104,6 +112,7 @@ struct Generation::State {
   void make_room(Sequence& sequence);
   void advance(const StopCheck& stop);
   void sample(size_t index);
+  FinishReason add_text(Sequence& sequence, int32_t id, std::string& text);
   void finish_all_cancelled();
 };
 
@@ -175,36 +184,42 @@ void Generation::State::sample(size_t index) {
     logits = scratch;
   }
   const SampledToken sampled = sequence.sampler.sample(logits);
+  const Tokenizer& tokenizer = engine->model().tokenizer();
+  if (sampled.id >= tokenizer.n_vocab())
+    throw Error(error_text("generate", "token", cat("an id below ", tokenizer.n_vocab()), cat(sampled.id),
+                           "check the vocabulary of the model file"));
   sequence.sampler.accept(sampled.id);
   ++stats.n_generated;
   GeneratedToken out;
   out.sequence = index;
   out.index = sequence.n_generated++;
   out.logprob = sampled.logprob;
-  const Tokenizer& tokenizer = engine->model().tokenizer();
-  bool stopped = false;
-  if (sampled.id >= tokenizer.n_vocab()) {
-    throw Error(error_text("generate", "token", cat("an id below ", tokenizer.n_vocab()), cat(sampled.id),
-                           "check the vocabulary of the model file"));
-  } else if (tokenizer.is_end(sampled.id) && !options.ignore_eos) {
-    out.text = sequence.filter.push(sequence.decoder.flush(), stopped) + sequence.filter.flush();
+  if (tokenizer.is_end(sampled.id) && !options.ignore_eos) {
+    out.text = sequence.rest();
     out.finish = FinishReason::kStop;
   } else {
     out.id = sampled.id;
-    const std::string text = options.special && tokenizer.is_control(sampled.id) ? tokenizer.piece(sampled.id, true)
-                                                                                 : sequence.decoder.push(sampled.id);
-    out.text = sequence.filter.push(text, stopped);
     sequence.pending = {sampled.id};
-    if (stopped) {
-      out.finish = FinishReason::kStop;
-    } else if (options.max_tokens >= 0 && sequence.n_generated >= options.max_tokens) {
-      out.text += sequence.filter.push(sequence.decoder.flush(), stopped);
-      if (!stopped) out.text += sequence.filter.flush();
-      out.finish = FinishReason::kLength;
-    }
+    out.finish = add_text(sequence, sampled.id, out.text);
   }
   sequence.finished = out.finish != FinishReason::kNone;
   tokens.push_back(std::move(out));
+}
+
+// Adds the text of a token that is not an end token; says whether the sequence ends with it.
+FinishReason Generation::State::add_text(Sequence& sequence, int32_t id, std::string& text) {
+  const Tokenizer& tokenizer = engine->model().tokenizer();
+  const bool shown_control = options.special && tokenizer.is_control(id);
+  std::string raw = shown_control ? sequence.decoder.flush() : sequence.decoder.push(id);
+  if (shown_control) raw += tokenizer.piece(id, true);
+  bool stopped = false;
+  text = sequence.filter.push(raw, stopped);
+  if (stopped) return FinishReason::kStop;
+  const bool last = options.max_tokens >= 0 && sequence.n_generated >= options.max_tokens;
+  // The next call will find the context full: what is held back has to go now.
+  const bool full = !options.context_shift && sequence.session.n_past() == engine->info().n_ctx;
+  if (last || full) text += sequence.rest();
+  return last ? FinishReason::kLength : FinishReason::kNone;
 }
 
 void Generation::State::finish_all_cancelled() {
@@ -214,9 +229,7 @@ void Generation::State::finish_all_cancelled() {
     GeneratedToken out;
     out.sequence = i;
     out.index = sequence.n_generated;
-    bool stopped = false;
-    out.text = sequence.filter.push(sequence.decoder.flush(), stopped);
-    if (!stopped) out.text += sequence.filter.flush();
+    out.text = sequence.rest();
     out.finish = FinishReason::kCancelled;
     sequence.finished = true;
     tokens.push_back(std::move(out));

@@ -105,8 +105,8 @@ class GgufParser {
     }
     if (const auto alignment = file_->get_int("general.alignment")) {
       const uint64_t value = static_cast<uint64_t>(*alignment);
-      if (*alignment <= 0 || (value & (value - 1)) != 0 || value > kMaxAlignment)
-        fail("general.alignment", cat("a power of two up to ", kMaxAlignment), cat(*alignment));
+      if (*alignment < 8 || (value & (value - 1)) != 0 || value > kMaxAlignment)  // the format asks for multiples of 8
+        fail("general.alignment", cat("a power of two from 8 to ", kMaxAlignment), cat(*alignment));
       file_->alignment_ = value;
     }
   }

@@ -1,5 +1,8 @@
 #include "core/plan.h"
 
+#include <algorithm>
+#include <map>
+
 #include "core/error.h"
 
 namespace hotset {
@@ -52,15 +55,22 @@ class Printer {
   const Plan& plan_;
 };
 
-// Walks the steps once, keeping which buffers hold something and which layers' keys are stored.
+// Walks the steps once. Buffers are reused, so it keeps for each the version it holds (0: nothing yet) and the versions
+// of all buffers that value was computed from: once one of those has been written again the value is stale, and reading
+// it means that a step is missing; so does a value that nobody reads. A value changed in place (x = x + y, rope) keeps
+// the history it had.
 class Linter {
  public:
   explicit Linter(const Plan& plan)
-      : plan_(plan), written_(plan.buffers.size(), false), stored_(static_cast<size_t>(plan.kv.n_layer), false) {}
+      : plan_(plan), values_(plan.buffers.size()), stored_(static_cast<size_t>(plan.kv.n_layer), false) {}
 
   std::vector<std::string> run() {
-    for (at_ = 0; at_ < plan_.steps.size(); ++at_) std::visit([&](const auto& o) { check(o); }, plan_.steps[at_].op);
-    at_ = plan_.steps.size();
+    for (at_ = 0; at_ < plan_.steps.size(); ++at_) {
+      inputs_.clear();
+      std::visit([&](const auto& o) { check(o); }, plan_.steps[at_].op);
+    }
+    for (size_t i = 0; i < plan_.buffers.size(); ++i)
+      if (static_cast<int32_t>(i) != plan_.logits.index) expect_read({static_cast<int32_t>(i)});
     if (reads(plan_.logits)) expect(plan_.buffer(plan_.logits).n_cols == plan_.n_vocab, "logits have n_vocab columns");
     return problems_;
   }
@@ -76,13 +86,36 @@ class Linter {
   }
   bool reads(BufferId id) {
     if (!valid(id)) return false;
-    const bool ok = written_[static_cast<size_t>(id.index)];
-    expect(ok, cat(plan_.buffer(id).name, " is written before it is read"));
+    const Value& value = value_of(id);
+    expect(value.version > 0, cat(plan_.buffer(id).name, " is written before it is read"));
+    for (const auto& [source, version] : value.sources)
+      expect(value_of({source}).version == version,
+             cat(plan_.buffer(id).name, " was computed from an older ", plan_.buffer({source}).name));
+    value_of(id).read = true;
+    inputs_.push_back(id);
     return true;
   }
+  void expect_read(BufferId id) {
+    const Value& value = value_of(id);
+    expect(value.version == 0 || value.read, cat(plan_.buffer(id).name, " is read before it is lost"));
+  }
+  // The op's output: computed from everything it has read.
   bool writes(BufferId id) {
     if (!valid(id)) return false;
-    written_[static_cast<size_t>(id.index)] = true;
+    Value& value = value_of(id);
+    const bool in_place = std::find(inputs_.begin(), inputs_.end(), id) != inputs_.end();
+    if (!in_place) {
+      expect_read(id);
+      std::map<int32_t, int64_t> sources;
+      for (const BufferId input : inputs_) {
+        sources[input.index] = value_of(input).version;
+        sources.insert(value_of(input).sources.begin(), value_of(input).sources.end());
+      }
+      sources.erase(id.index);
+      value.sources = std::move(sources);
+    }
+    ++value.version;
+    value.read = false;
     return true;
   }
   bool has(WeightId id) {
@@ -117,7 +150,7 @@ class Linter {
   void check(const op::Rope& o) {
     columns(o.angles, o.n_rot), columns(o.x, o.n_head * o.head_dim);
     expect(o.n_rot <= o.head_dim && o.n_rot % 2 == 0, "n_rot is even and within a head");
-    reads(o.angles), reads(o.x);
+    if (reads(o.angles) && reads(o.x)) writes(o.x);
   }
   void check(const op::StoreKv& o) {
     columns(o.k, plan_.kv.n_head_kv * plan_.kv.head_dim), columns(o.v, plan_.kv.n_head_kv * plan_.kv.head_dim);
@@ -160,9 +193,17 @@ class Linter {
            "SelectRows goes from all rows to output rows");
   }
 
+  struct Value {
+    int64_t version = 0;
+    bool read = false;                   // this version has been read
+    std::map<int32_t, int64_t> sources;  // buffer index -> version it was computed from
+  };
+  Value& value_of(BufferId id) { return values_[static_cast<size_t>(id.index)]; }
+
   const Plan& plan_;
   size_t at_ = 0;
-  std::vector<bool> written_;
+  std::vector<BufferId> inputs_;  // what the current op has read
+  std::vector<Value> values_;
   std::vector<bool> stored_;
   std::vector<std::string> problems_;
 };

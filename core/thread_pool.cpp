@@ -1,13 +1,15 @@
 #include "core/thread_pool.h"
 
+#include <system_error>
+
 #include "core/error.h"
 
 namespace hotset {
 namespace {
 
 // A waiting worker first spins, then offers its core to whoever is ready to run, then sleeps. Spinning covers the
-// usual wait at a barrier (a few microseconds); yielding lets a worker that lost its core, to another process or because
-// there are more workers than cores, come back at once; sleeping costs a system call on both sides.
+// usual wait at a barrier (a few microseconds); yielding lets a worker that lost its core, to another process or
+// because there are more workers than cores, come back at once; sleeping costs a system call on both sides.
 constexpr int kSpins = 300;
 constexpr int kYields = 100;
 
@@ -35,11 +37,20 @@ void wait_while_equal(const std::atomic<T>& word, T old) {
 ThreadPool::ThreadPool(int32_t n_threads) : n_threads_(n_threads) {
   HS_CHECK(n_threads >= 1, "thread_pool");
   threads_.reserve(static_cast<size_t>(n_threads - 1));
-  for (int32_t worker = 1; worker < n_threads; ++worker) threads_.emplace_back([this, worker] { work(worker); });
+  try {
+    for (int32_t worker = 1; worker < n_threads; ++worker) threads_.emplace_back([this, worker] { work(worker); });
+  } catch (const std::system_error& error) {
+    const size_t n_started = threads_.size() + 1;
+    stop();
+    throw Error(error_text("thread_pool", "threads", cat(n_threads), cat(n_started, " (", error.what(), ")"),
+                           "ask for fewer threads (-t) or raise the system's limit"));
+  }
 }
 
-ThreadPool::~ThreadPool() {
-  stop_ = true;
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
+  stopping_ = true;
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   for (std::thread& thread : threads_) thread.join();
@@ -73,7 +84,7 @@ void ThreadPool::work(int32_t worker) {
   while (true) {
     wait_while_equal(generation_, seen);
     seen = generation_.load(std::memory_order_acquire);
-    if (stop_) return;
+    if (stopping_) return;
     run_body(worker);
     if (remaining_.fetch_sub(1, std::memory_order_acq_rel) == 1) remaining_.notify_all();
   }

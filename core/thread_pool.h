@@ -16,7 +16,7 @@ namespace hotset {
 // One run at a time; run() may be called from any thread, not from inside a run.
 class ThreadPool {
  public:
-  // n_threads >= 1, the caller included.
+  // n_threads >= 1, the caller included. Throws Error when the system refuses a thread.
   explicit ThreadPool(int32_t n_threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -32,15 +32,16 @@ class ThreadPool {
   void barrier();
 
  private:
+  void stop();
   void work(int32_t worker);
   void run_body(int32_t worker);
 
   // Protocol. Caller writes body_ and remaining_, then increments generation_ (release) and wakes sleepers; a worker
   // sees the new generation (acquire), runs the body and decrements remaining_ (release); the caller waits for 0
-  // (acquire). stop_ is written before the last increment. Each word sits on its own cache line.
+  // (acquire). stopping_ is written before the last increment. Each word sits on its own cache line.
   const int32_t n_threads_;
   const std::function<void(int32_t)>* body_ = nullptr;
-  bool stop_ = false;
+  bool stopping_ = false;
   alignas(64) std::atomic<uint32_t> generation_{0};
   alignas(64) std::atomic<int32_t> remaining_{0};
   alignas(64) std::atomic<int32_t> arrived_{0};         // workers at the barrier

@@ -191,8 +191,12 @@ void fill_weights(WeightType type, std::byte* data, int64_t n_blocks, Fill fill,
 struct Problem {
   Problem(WeightType weight_type, int64_t length, int64_t row_count, int64_t act_count, Fill fill, size_t pad,
           std::mt19937& rng)
-      : type(weight_type), n(length), n_rows(row_count), n_acts(act_count),
-        row_bytes(static_cast<size_t>(n / 32) * block_bytes(type)), stride(row_bytes + pad),
+      : type(weight_type),
+        n(length),
+        n_rows(row_count),
+        n_acts(act_count),
+        row_bytes(static_cast<size_t>(n / 32) * block_bytes(type)),
+        stride(row_bytes + pad),
         bytes(n_rows ? static_cast<size_t>(n_rows - 1) * stride + row_bytes : 0) {
     for (int64_t r = 0; r < n_rows; ++r)
       fill_weights(type, bytes.data() + static_cast<size_t>(r) * stride, n / 32, fill, rng);
@@ -357,8 +361,8 @@ TEST_CASE("block kernels: gemm equals dot_rows for every number of activations")
           const Problem problem(type, n, n_rows, n_acts, fill, n_acts % 2 ? 0 : 2, rng);
           const std::vector<float> expected = problem.expected();
           for (const Kernels& kernels : tables()) {
-            INFO("seed ", kSeed, " isa ", kernels.isa, " type ", type, " n ", n, " n_rows ", n_rows, " n_acts ",
-                 n_acts, " fill ", static_cast<int>(fill));
+            INFO("seed ", kSeed, " isa ", kernels.isa, " type ", type, " n ", n, " n_rows ", n_rows, " n_acts ", n_acts,
+                 " fill ", static_cast<int>(fill));
             CHECK(first_difference(problem.by_gemm(kernels), expected) == -1);
           }
         }

@@ -75,8 +75,9 @@ Attended canonical_attend(const AttendCase& c) {
     std::vector<float> s(static_cast<size_t>(c.n_pos));
     float m = -INFINITY;
     for (int64_t t = c.begin[i]; t < c.end[i]; ++t) {
-      float score = c.scale * canonical_dot(c.head_dim, [&](int64_t d) { return c.key(t, d); },
-                                            [&](int64_t d) { return (*c.q[i])[d]; });
+      float score =
+          c.scale *
+          canonical_dot(c.head_dim, [&](int64_t d) { return c.key(t, d); }, [&](int64_t d) { return (*c.q[i])[d]; });
       if (c.softcap != 0.0f) score = c.softcap * tanh_vec(score / c.softcap);
       s[static_cast<size_t>(t)] = score;
       if (score > m) m = score;

@@ -11,9 +11,9 @@ constexpr float kEps = 0x1p-24f;  // half an ulp of 1
 
 // Floats of every kind: random bits, and the values where rounding and overflow are decided.
 float any_float(Random& random) {
-  static const float kHard[] = {0.0f,      -0.0f,      1.0f,          -1.0f,     0x1p-149f, -0x1p-149f,
-                                0x1p-126f, 0x1.fffffep-127f, 0x1.fffffep127f, INFINITY, -INFINITY, NAN,
-                                0x1.000002p0f, 0x1.fffffep0f, 0x1p-75f,   -0x1p-74f, 0x1p63f,   -0x1.8p-75f};
+  static const float kHard[] = {
+      0.0f,     -0.0f,     1.0f, -1.0f,         0x1p-149f,     -0x1p-149f, 0x1p-126f, 0x1.fffffep-127f, 0x1.fffffep127f,
+      INFINITY, -INFINITY, NAN,  0x1.000002p0f, 0x1.fffffep0f, 0x1p-75f,   -0x1p-74f, 0x1p63f,          -0x1.8p-75f};
   if (random.below(4) == 0) return kHard[random.below(static_cast<int64_t>(std::size(kHard)))];
   if (random.below(2) == 0) return float_of(random.bits());
   return std::ldexp(random.uniform(), static_cast<int>(random.below(60)) - 30);
@@ -172,8 +172,12 @@ void check_row_sum(const std::vector<Kernels>& tables, Random& random, const Row
     for (int64_t i = 0; i < acc.size(); ++i) acc[i] = -7.0f;
     for (int64_t a = 0; a < c.n_acts; ++a)
       std::copy_n(start.data() + a * c.n_cols, c.n_cols, acc.data() + a * (c.n_cols + 3));
-    const RowSumArgs args = {m.view(), c.use_list ? list.data() : nullptr, first_unit, c.n_units, h.data(),
-                             c.n_units + 5, c.n_acts, c.first_col, c.n_cols, acc.data(), c.n_cols + 3};
+    const RowSumArgs args = {m.view(),    c.use_list ? list.data() : nullptr,
+                             first_unit,  c.n_units,
+                             h.data(),    c.n_units + 5,
+                             c.n_acts,    c.first_col,
+                             c.n_cols,    acc.data(),
+                             c.n_cols + 3};
     k.row_sum[c.type](args);
     for (int64_t a = 0; a < c.n_acts; ++a) {
       REQUIRE(first_difference(acc.data() + a * (c.n_cols + 3), want.data() + a * c.n_cols, c.n_cols) == -1);
@@ -216,8 +220,11 @@ TEST_CASE("a row sum may be cut into calls at will") {
     k.row_sum[kWeightQ8_0]({m.view(), nullptr, 0, 100, h.data(), 0, 1, 0, 96, whole.data(), 0});
     for (int64_t col : {0, 32, 64})
       for (int64_t u : {0, 1, 30})
-        k.row_sum[kWeightQ8_0]({m.view(), nullptr, u, (u == 0 ? 1 : u == 1 ? 29 : 70), h.data() + u, 0, 1, col, 32,
-                                parts.data() + col, 0});
+        k.row_sum[kWeightQ8_0]({m.view(), nullptr, u,
+                                (u == 0   ? 1
+                                 : u == 1 ? 29
+                                          : 70),
+                                h.data() + u, 0, 1, col, 32, parts.data() + col, 0});
     CHECK(first_difference(whole.data(), parts.data(), 96) == -1);
   }
 }

@@ -39,9 +39,26 @@ std::string read_file(const std::filesystem::path& path) {
 
 // Bytes that contain text, broken text and noise.
 std::string random_text(std::mt19937& random) {
-  static const std::string kParts[] = {
-      "a",    "the",  " ",    "  ",  "\n",     "'s",    "'LL", "12345", ".",    "\t",       "\r\n",
-      "\xe2", "\x80", "\xff", "<s>", "<0x0A>", "<sep>", "\xc3\xa9", "\xe2\x96\x81", "\xf0\x9f\xa6\x99"};
+  static const std::string kParts[] = {"a",
+                                       "the",
+                                       " ",
+                                       "  ",
+                                       "\n",
+                                       "'s",
+                                       "'LL",
+                                       "12345",
+                                       ".",
+                                       "\t",
+                                       "\r\n",
+                                       "\xe2",
+                                       "\x80",
+                                       "\xff",
+                                       "<s>",
+                                       "<0x0A>",
+                                       "<sep>",
+                                       "\xc3\xa9",
+                                       "\xe2\x96\x81",
+                                       "\xf0\x9f\xa6\x99"};
   std::string text;
   for (size_t n = random() % 40; n > 0; --n) {
     if (random() % 4 == 0) {
@@ -175,7 +192,9 @@ TEST_CASE("SentencePiece: prefix, escaping, byte fallback") {
 TEST_CASE("SentencePiece without byte tokens: a run of unknown characters is one unknown token") {
   TokenizerData data;
   data.model = "llama";
-  data.tokens = {"<unk>", "\xe2\x96\x81", "a", "\xe2\x96\x81" "a"};
+  data.tokens = {"<unk>", "\xe2\x96\x81", "a",
+                 "\xe2\x96\x81"
+                 "a"};
   data.scores = {0, -3, -2, -1};
   data.types = {TokenType::kUnknown, TokenType::kNormal, TokenType::kNormal, TokenType::kNormal};
   CHECK_THROWS_AS(Tokenizer::create(data), ModelFormatError);

@@ -41,9 +41,9 @@ TEST_CASE("every code point decodes, surrogates and values beyond do not") {
     const std::string text = utf8(c);
     const Utf8Char decoded = decode_utf8(text);
     const bool is_valid = c < 0x110000 && (c < 0xd800 || c > 0xdfff);
-    const bool is_right = is_valid ? decoded.status == Utf8Status::kValid && decoded.code_point == c &&
-                                         decoded.n_bytes == text.size()
-                                   : decoded.status == Utf8Status::kInvalid && decoded.n_bytes == 1;
+    const bool is_right =
+        is_valid ? decoded.status == Utf8Status::kValid && decoded.code_point == c && decoded.n_bytes == text.size()
+                 : decoded.status == Utf8Status::kInvalid && decoded.n_bytes == 1;
     if (!is_right) ++n_wrong;
   }
   CHECK(n_wrong == 0);
@@ -55,14 +55,14 @@ TEST_CASE("ill-formed UTF-8 ends where it stops being the start of a character")
     Utf8Status status;
     int n_bytes;
   };
-  for (const Case& c : {Case{"\x80", Utf8Status::kInvalid, 1}, Case{"\xc0\x80", Utf8Status::kInvalid, 1},
-                        Case{"\xc1\xbf", Utf8Status::kInvalid, 1}, Case{"\xc2", Utf8Status::kIncomplete, 1},
-                        Case{"\xc2z", Utf8Status::kInvalid, 1}, Case{"\xe0\x80\x80", Utf8Status::kInvalid, 1},
-                        Case{"\xe2\x96", Utf8Status::kIncomplete, 2}, Case{"\xe2\x96z", Utf8Status::kInvalid, 2},
-                        Case{"\xed\xa0\x80", Utf8Status::kInvalid, 1}, Case{"\xf0\x80", Utf8Status::kInvalid, 1},
-                        Case{"\xf0\x9f\xa6", Utf8Status::kIncomplete, 3},
-                        Case{"\xf0\x9f\xa6z", Utf8Status::kInvalid, 3}, Case{"\xf4\x90", Utf8Status::kInvalid, 1},
-                        Case{"\xf5", Utf8Status::kInvalid, 1}}) {
+  for (const Case& c :
+       {Case{"\x80", Utf8Status::kInvalid, 1}, Case{"\xc0\x80", Utf8Status::kInvalid, 1},
+        Case{"\xc1\xbf", Utf8Status::kInvalid, 1}, Case{"\xc2", Utf8Status::kIncomplete, 1},
+        Case{"\xc2z", Utf8Status::kInvalid, 1}, Case{"\xe0\x80\x80", Utf8Status::kInvalid, 1},
+        Case{"\xe2\x96", Utf8Status::kIncomplete, 2}, Case{"\xe2\x96z", Utf8Status::kInvalid, 2},
+        Case{"\xed\xa0\x80", Utf8Status::kInvalid, 1}, Case{"\xf0\x80", Utf8Status::kInvalid, 1},
+        Case{"\xf0\x9f\xa6", Utf8Status::kIncomplete, 3}, Case{"\xf0\x9f\xa6z", Utf8Status::kInvalid, 3},
+        Case{"\xf4\x90", Utf8Status::kInvalid, 1}, Case{"\xf5", Utf8Status::kInvalid, 1}}) {
     CAPTURE(quoted(c.text));
     CHECK(decode_utf8(c.text).status == c.status);
     CHECK(int{decode_utf8(c.text).n_bytes} == c.n_bytes);

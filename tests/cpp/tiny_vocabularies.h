@@ -66,10 +66,10 @@ inline TokenizerData tiny_spm() {
   data.tokens.push_back("<sep>");
   data.types.push_back(TokenType::kUserDefined);
   const std::string space = "\xe2\x96\x81";
-  for (const std::string& piece : {std::string("he"), std::string("the"), space + "the", space + "t", std::string("aa"),
-                                   space + space, std::string("aaaa"), space, std::string("a"), std::string("t"),
-                                   std::string("h"), std::string("e"), std::string("<"), std::string("s>"),
-                                   std::string("</"), std::string("s"), std::string(">")}) {
+  for (const std::string& piece :
+       {std::string("he"), std::string("the"), space + "the", space + "t", std::string("aa"), space + space,
+        std::string("aaaa"), space, std::string("a"), std::string("t"), std::string("h"), std::string("e"),
+        std::string("<"), std::string("s>"), std::string("</"), std::string("s"), std::string(">")}) {
     data.tokens.push_back(piece);
   }
   data.types.resize(data.tokens.size(), TokenType::kNormal);

@@ -1,0 +1,90 @@
+// libFuzzer target for model files: the reader, its typed look-ups, configuration, weights and vocabulary.
+// Whatever the bytes, each stage gives a result or a hotset error.
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+
+#include "core/error.h"
+#include "core/gguf.h"
+#include "core/model_config.h"
+#include "core/tokenizer_gguf.h"
+#include "core/weights.h"
+
+namespace {
+
+using namespace hotset;
+
+void require(bool condition) {
+  if (!condition) std::abort();
+}
+
+// Runs one stage; errors of the library are a right answer.
+template <class F>
+void stage(F&& f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    require(std::strchr(error.what(), '\n') == nullptr);
+  }
+}
+
+void look_up_everything(const GgufFile& file) {
+  for (const auto& entry : file.metadata()) {
+    const std::string& key = entry.first;
+    require(file.find(key) == &entry.second);
+    require(gguf_value_text(entry.second).size() < 4096);
+    gguf_type_name(entry.second.type);
+    stage([&] { file.get_int(key); });
+    stage([&] { file.get_float(key); });
+    stage([&] { file.get_bool(key); });
+    stage([&] { file.get_string(key); });
+    stage([&] { file.get_int_array(key); });
+    stage([&] { file.get_float_array(key); });
+    stage([&] { file.get_string_array(key); });
+  }
+}
+
+// Every tensor of a known type lies inside the file, to its last byte.
+void check_tensors(const GgufFile& file, const std::byte* data, size_t size) {
+  for (const GgufTensor& tensor : file.tensors()) {
+    require(file.find_tensor(tensor.name) == &tensor);
+    require(tensor.data >= data && tensor.offset <= size && tensor.n_bytes <= size - tensor.offset);
+    require(tensor.data == data + tensor.offset);
+  }
+}
+
+void read_model(const GgufFile& file) {
+  ModelConfig config = read_model_config(file, "");
+  require(config.n_head % config.n_head_kv == 0 && config.n_rot <= config.head_dim);
+  const Weights weights = read_weights(file, config);
+  require(weights.layers.size() == static_cast<size_t>(config.n_layer));
+  for (const LayerWeights& layer : weights.layers) {
+    const TensorView& view = layer.ffn_gate.view;
+    volatile std::byte last = view.data[view.size_bytes() - 1];
+    (void)last;
+  }
+}
+
+void read_vocabulary(const GgufFile& file) {
+  const auto tokenizer = Tokenizer::create(tokenizer_data_from_gguf(file));
+  for (const int32_t id : tokenizer->encode("Once upon a time <s>\n\xff\xe2\x96"))
+    require(id >= 0 && id < tokenizer->n_vocab());
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
+  // A copy of exactly this size, so that a step too far is seen.
+  const auto copy = std::make_unique<std::byte[]>(size);
+  if (size > 0) std::memcpy(copy.get(), bytes, size);
+  std::shared_ptr<const GgufFile> file;
+  stage([&] { file = GgufFile::parse(copy.get(), size, "fuzz"); });
+  if (!file) return 0;
+  look_up_everything(*file);
+  check_tensors(*file, copy.get(), size);
+  stage([&] { read_model(*file); });
+  stage([&] { read_vocabulary(*file); });
+  return 0;
+}
