@@ -15,6 +15,9 @@ namespace {
 
 // Logits of a step are kept below this size; wanting more only means more steps.
 constexpr int64_t kMaxLogitBytes = int64_t{64} << 20;
+// Activations of a step may take this much, or as much as the weights: a model with few weights and wide layers gets
+// smaller steps, not gigabytes.
+constexpr uint64_t kMinActivationBytes = uint64_t{64} << 20;
 // KV memory is allocated in pieces of about this size.
 constexpr int64_t kSlabBytes = int64_t{16} << 20;
 
@@ -79,13 +82,25 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
   plan_options.max_output_rows = std::clamp<int64_t>(kMaxLogitBytes / logit_bytes, 1, plan_options.max_rows);
   plan_options.max_positions = n_ctx_;
   plan_options.kv_type = kv_type_;
-  executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get()},
-                                         build_dense_plan(config, model->weights(), plan_options));
+  Plan plan = build_dense_plan(config, model->weights(), plan_options);
   memory_limit_ = physical_memory_bytes();
+  plan.max_rows = affordable_rows(plan);
+  plan.max_output_rows = std::min(plan.max_output_rows, plan.max_rows);
+  executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get()}, std::move(plan));
   const int64_t blocks_each = (n_ctx_ + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions;
   pool_ = std::make_unique<KvBlockPool>(options.n_sequences > 0 ? blocks_each * options.n_sequences : INT32_MAX);
   const int64_t block_bytes = static_cast<int64_t>(executor_->plan().kv.block_bytes());
   blocks_per_slab_ = std::clamp<int64_t>(kSlabBytes / block_bytes, 1, 1024);
+}
+
+// How many rows of the plan fit the memory that activations may take; at least one.
+int64_t EngineImpl::affordable_rows(const Plan& plan) const {
+  const uint64_t each = row_memory_bytes(plan);
+  if (memory_limit_ > 0 && each > memory_limit_)
+    throw OutOfMemoryError(error_text("engine", "activations of one token", cat("at most ", memory_limit_, " bytes"),
+                                      cat(each), "use a smaller model"));
+  const uint64_t budget = std::max(kMinActivationBytes, model->size_bytes());
+  return std::clamp<int64_t>(static_cast<int64_t>(budget / each), 1, plan.max_rows);
 }
 
 EngineInfo EngineImpl::info() const {
@@ -141,6 +156,7 @@ std::byte* EngineImpl::block_address(int32_t block) {
 }
 
 void EngineImpl::reserve_blocks(SequenceState& state, size_t n_positions) {
+  const std::lock_guard<std::mutex> lock(blocks_mutex_);
   const size_t each = static_cast<size_t>(KvLayout::kBlockPositions);
   while (state.blocks.size() * each < n_positions) {
     const int32_t block = pool_->take();
@@ -153,18 +169,21 @@ void EngineImpl::reserve_blocks(SequenceState& state, size_t n_positions) {
   }
 }
 
-void EngineImpl::truncate(SequenceState& state, int64_t n) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (n < 0 || n > static_cast<int64_t>(state.tokens.size()))
-    throw std::invalid_argument(error_text("session", "truncate", cat("0 to ", state.tokens.size()), cat(n),
-                                           "pass a number of positions held"));
-  state.tokens.resize(static_cast<size_t>(n));
-  const size_t keep = (state.tokens.size() + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions;
+void EngineImpl::release_blocks(SequenceState& state, size_t keep) {
+  const std::lock_guard<std::mutex> lock(blocks_mutex_);
   while (state.blocks.size() > keep) {
     pool_->release(state.blocks.back());
     state.blocks.pop_back();
     state.addresses.pop_back();
   }
+}
+
+void EngineImpl::truncate(SequenceState& state, int64_t n) {
+  if (n < 0 || n > static_cast<int64_t>(state.tokens.size()))
+    throw std::invalid_argument(error_text("session", "truncate", cat("0 to ", state.tokens.size()), cat(n),
+                                           "pass a number of positions held"));
+  state.tokens.resize(static_cast<size_t>(n));
+  release_blocks(state, (state.tokens.size() + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions);
 }
 
 // Puts the next rows of all entries into params_, up to the plan's limits; false when nothing is left.
@@ -208,7 +227,6 @@ void EngineImpl::collect_logits(std::vector<Progress>& progress) {
 
 void EngineImpl::advance(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states,
                          const StopCheck& stop) {
-  const std::unique_lock<std::mutex> lock(mutex_);
   check(entries, states);
   const size_t n_vocab = static_cast<size_t>(model->config().n_vocab);
   std::vector<Progress> progress;
@@ -217,37 +235,51 @@ void EngineImpl::advance(std::span<const Engine::Entry> entries, const std::vect
     progress.push_back({&entries[i], states[i]});
     old_blocks.push_back(states[i]->blocks.size());
   }
-  params_.stop = [&] {
+  const StopCheck stop_any = [&] {
     for (SequenceState* state : states)
       if (state->cancelled.load(std::memory_order_relaxed)) return true;
     return stop && stop();
   };
   try {
     for (size_t i = 0; i < entries.size(); ++i) {
-      reserve_blocks(*states[i], states[i]->tokens.size() + entries[i].tokens.size());
-      states[i]->next_logits.resize((entries[i].all_logits ? entries[i].tokens.size() : 1) * n_vocab);
+      SequenceState& state = *states[i];
+      state.tokens.reserve(state.tokens.size() + entries[i].tokens.size());  // nothing may fail after the last step
+      reserve_blocks(state, state.tokens.size() + entries[i].tokens.size());
+      state.next_logits.resize((entries[i].all_logits ? entries[i].tokens.size() : 1) * n_vocab);
     }
-    while (fill_step(progress)) {
+    for (bool more = true; more;) {
+      const std::lock_guard<FairMutex> lock(compute_);
+      more = fill_step(progress);
+      if (!more) break;
+      params_.stop = stop_any;
       executor_->run(params_);
       collect_logits(progress);
     }
   } catch (...) {
     for (size_t i = 0; i < states.size(); ++i) {
-      while (states[i]->blocks.size() > old_blocks[i]) {
-        pool_->release(states[i]->blocks.back());
-        states[i]->blocks.pop_back();
-        states[i]->addresses.pop_back();
-      }
+      release_blocks(*states[i], old_blocks[i]);
       states[i]->cancelled.store(false, std::memory_order_relaxed);
     }
-    params_.stop = nullptr;
     throw;
   }
-  params_.stop = nullptr;
   for (size_t i = 0; i < states.size(); ++i) {
     states[i]->tokens.insert(states[i]->tokens.end(), entries[i].tokens.begin(), entries[i].tokens.end());
     states[i]->logits.swap(states[i]->next_logits);
   }
+}
+
+void FairMutex::lock() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  const uint64_t ticket = next_ticket_++;
+  turn_.wait(lock, [&] { return serving_ == ticket; });
+}
+
+void FairMutex::unlock() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ++serving_;
+  }
+  turn_.notify_all();
 }
 
 Engine::Engine(std::unique_ptr<EngineImpl> impl) : impl_(std::move(impl)) {}

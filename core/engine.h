@@ -61,7 +61,8 @@ using StopCheck = std::function<bool()>;
 
 class Session;
 
-// Owns the device, the plans and the KV blocks. Thread-safe: steps of several sessions are computed one after another.
+// Owns the device, the plans and the KV blocks. Thread-safe: steps (at most n_batch rows) of concurrent calls take
+// turns.
 class Engine : public std::enable_shared_from_this<Engine> {
  public:
   // Throws std::invalid_argument (options), UnsupportedModelError, OutOfMemoryError, DeviceError.
@@ -122,7 +123,7 @@ enum class FinishReason { kNone, kStop, kLength, kCancelled };
 const char* finish_reason_name(FinishReason reason);  // "", "stop", "length", "cancelled"
 
 struct GenerateOptions {
-  int64_t max_tokens = 256;       // -1 = until an end token or the end of the context
+  int64_t max_tokens = 256;       // -1 = until an end token
   SamplerOptions sampler;         // sequence i of a batch uses seed + i
   std::vector<std::string> stop;  // generation ends before the first of these texts
   bool ignore_eos = false;
@@ -160,7 +161,8 @@ class Generation {
   ~Generation();
 
   // Computes the next token of every unfinished sequence; false when all are finished. tokens() then holds the new
-  // ones. At the end of the context without context_shift: ContextLengthError; what was generated has been delivered.
+  // ones. A sequence that meets the end of the context without context_shift stops there; when all others are finished
+  // ContextLengthError is thrown, and what was generated has been delivered. After another error it cannot go on.
   bool next(const StopCheck& stop = {});
 
   const std::vector<GeneratedToken>& tokens() const;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -22,6 +23,20 @@ class SequenceState {
   std::vector<float> logits;          // (n, n_vocab) of the latest successful advance
   std::vector<float> next_logits;     // being written by the running advance
   std::atomic<bool> cancelled{false};
+};
+
+// A mutex that is granted in the order in which it was asked for, so that a long prefill and short steps of other
+// sessions alternate.
+class FairMutex {
+ public:
+  void lock();
+  void unlock();
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable turn_;
+  uint64_t next_ticket_ = 0;
+  uint64_t serving_ = 0;
 };
 
 class EngineImpl {
@@ -45,13 +60,16 @@ class EngineImpl {
     size_t n_logits = 0;
   };
 
+  int64_t affordable_rows(const Plan& plan) const;
   void check(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states) const;
   void reserve_blocks(SequenceState& state, size_t n_positions);
+  void release_blocks(SequenceState& state, size_t keep);
   std::byte* block_address(int32_t block);
   bool fill_step(std::vector<Progress>& progress);
   void collect_logits(std::vector<Progress>& progress);
 
-  std::mutex mutex_;  // held during advance and truncate
+  FairMutex compute_;        // held for one step: guards executor_, params_, output_owner_
+  std::mutex blocks_mutex_;  // held shortly: guards pool_ and slabs_; a running step touches only its own blocks
   EngineOptions options_;
   std::unique_ptr<Device> device_;
   std::unique_ptr<Executor> executor_;

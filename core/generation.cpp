@@ -96,6 +96,7 @@ struct Generation::Sequence {
   StopFilter filter;
   int64_t n_generated = 0;
   bool finished = false;
+  bool full = false;  // met the end of the context; the others go on, then the error is thrown
 };
 
 struct Generation::State {
@@ -105,14 +106,16 @@ struct Generation::State {
   std::vector<GeneratedToken> tokens;
   std::vector<float> scratch;
   GenerateStats stats;
-  Clock::time_point start;
   bool started = false;
+  bool failed = false;
   std::atomic<bool> cancelled{false};
 
   void make_room(Sequence& sequence);
+  bool is_active(const Sequence& sequence) const;
   void advance(const StopCheck& stop);
   void sample(size_t index);
   FinishReason add_text(Sequence& sequence, int32_t id, std::string& text);
+  [[noreturn]] void fail_full() const;
   void finish_all_cancelled();
 };
 
@@ -129,6 +132,9 @@ Generation::Generation(std::shared_ptr<Engine> engine, std::vector<std::vector<i
       throw std::invalid_argument(
           error_text("generate", "stop text", "at least one byte", "an empty one", "leave it out"));
   const int64_t n_ctx = state_->engine->info().n_ctx;
+  if (options.context_shift && n_ctx < 4)
+    throw std::invalid_argument(error_text("generate", "context_shift", "a context of at least 4 positions", cat(n_ctx),
+                                           "raise the context (-c, n_ctx)"));
   for (size_t i = 0; i < prompts.size(); ++i) {
     if (prompts[i].empty())
       throw std::invalid_argument(error_text("generate", "prompt", "at least one token", "none", "pass some text"));
@@ -147,15 +153,14 @@ Generation::Generation(std::shared_ptr<Engine> engine, std::vector<std::vector<i
 
 Generation::~Generation() = default;
 
-// At the end of the context: either forget the middle (first token and later half stay) or say so.
+// At the end of the context: either forget the middle (first token and later half stay) or mark the sequence.
 void Generation::State::make_room(Sequence& sequence) {
   const int64_t n_ctx = engine->info().n_ctx;
-  const int64_t needed = sequence.session.n_past() + static_cast<int64_t>(sequence.pending.size());
-  if (needed <= n_ctx) return;
-  if (!options.context_shift || n_ctx < 4)
-    throw ContextLengthError(error_text("generate", "context", cat("room for position ", needed),
-                                        cat("a full context of ", n_ctx),
-                                        "raise it (-c, n_ctx), ask for fewer tokens, or use --context-shift"));
+  if (sequence.session.n_past() + static_cast<int64_t>(sequence.pending.size()) <= n_ctx) return;
+  if (!options.context_shift) {
+    sequence.full = true;
+    return;
+  }
   const std::vector<int32_t> all = sequence.session.tokens();
   std::vector<int32_t> kept{all[0]};
   kept.insert(kept.end(), all.end() - static_cast<std::ptrdiff_t>(n_ctx / 2 - 1), all.end());
@@ -164,12 +169,13 @@ void Generation::State::make_room(Sequence& sequence) {
   sequence.pending = std::move(kept);
 }
 
+// Whether a sequence is still to be computed.
+bool Generation::State::is_active(const Sequence& sequence) const { return !sequence.finished && !sequence.full; }
+
 void Generation::State::advance(const StopCheck& stop) {
   std::vector<Engine::Entry> entries;
   for (const auto& sequence : sequences) {
-    if (sequence->finished) continue;
-    make_room(*sequence);
-    entries.push_back({&sequence->session, sequence->pending});
+    if (is_active(*sequence)) entries.push_back({&sequence->session, sequence->pending});
   }
   engine->advance(entries, [&] { return cancelled.load(std::memory_order_relaxed) || (stop && stop()); });
   for (const auto& sequence : sequences) sequence->pending.clear();
@@ -177,17 +183,15 @@ void Generation::State::advance(const StopCheck& stop) {
 
 void Generation::State::sample(size_t index) {
   Sequence& sequence = *sequences[index];
-  std::span<const float> logits = sequence.session.logits();
+  const Tokenizer& tokenizer = engine->model().tokenizer();
+  // Embedding tables may be padded beyond the vocabulary; those rows are no tokens.
+  std::span<const float> logits = sequence.session.logits().first(static_cast<size_t>(tokenizer.n_vocab()));
   if (options.logits_processor) {
     scratch.assign(logits.begin(), logits.end());
     options.logits_processor(index, scratch);
     logits = scratch;
   }
   const SampledToken sampled = sequence.sampler.sample(logits);
-  const Tokenizer& tokenizer = engine->model().tokenizer();
-  if (sampled.id >= tokenizer.n_vocab())
-    throw Error(error_text("generate", "token", cat("an id below ", tokenizer.n_vocab()), cat(sampled.id),
-                           "check the vocabulary of the model file"));
   sequence.sampler.accept(sampled.id);
   ++stats.n_generated;
   GeneratedToken out;
@@ -222,10 +226,17 @@ FinishReason Generation::State::add_text(Sequence& sequence, int32_t id, std::st
   return last ? FinishReason::kLength : FinishReason::kNone;
 }
 
+void Generation::State::fail_full() const {
+  const int64_t n_ctx = engine->info().n_ctx;
+  throw ContextLengthError(error_text("generate", "context", cat("room for position ", n_ctx + 1),
+                                      cat("a full context of ", n_ctx),
+                                      "raise it (-c, n_ctx), ask for fewer tokens, or use --context-shift"));
+}
+
 void Generation::State::finish_all_cancelled() {
   for (size_t i = 0; i < sequences.size(); ++i) {
     Sequence& sequence = *sequences[i];
-    if (sequence.finished) continue;
+    if (!is_active(sequence)) continue;
     GeneratedToken out;
     out.sequence = i;
     out.index = sequence.n_generated;
@@ -239,13 +250,21 @@ void Generation::State::finish_all_cancelled() {
 bool Generation::next(const StopCheck& stop) {
   State& state = *state_;
   state.tokens.clear();
-  if (std::all_of(state.sequences.begin(), state.sequences.end(), [](const auto& s) { return s->finished; }))
+  if (state.failed)
+    throw Error(
+        error_text("generate", "generation", "one that can go on", "one that ended with an error", "start a new one"));
+  for (const auto& sequence : state.sequences)
+    if (state.is_active(*sequence)) state.make_room(*sequence);
+  if (std::none_of(state.sequences.begin(), state.sequences.end(),
+                   [&](const auto& s) { return state.is_active(*s); })) {
+    for (const auto& sequence : state.sequences)
+      if (sequence->full) state.fail_full();
     return false;
+  }
   const bool first = !state.started;
   const Clock::time_point begin = Clock::now();
   if (first) {
     state.started = true;
-    state.start = begin;
     for (const auto& sequence : state.sequences) state.stats.n_prompt += static_cast<int64_t>(sequence->prompt.size());
   }
   try {
@@ -256,12 +275,11 @@ bool Generation::next(const StopCheck& stop) {
     return true;
   }
   if (first) state.stats.prompt_ms = ms_since(begin);
+  state.failed = true;  // until every sequence has its token: half a round cannot be continued
   for (size_t i = 0; i < state.sequences.size(); ++i)
-    if (!state.sequences[i]->finished) state.sample(i);
-  if (first)
-    state.stats.first_token_ms = ms_since(state.start);
-  else
-    state.stats.generate_ms += ms_since(begin);
+    if (state.is_active(*state.sequences[i])) state.sample(i);
+  state.failed = false;
+  (first ? state.stats.first_token_ms : state.stats.generate_ms) += ms_since(begin);
   return true;
 }
 

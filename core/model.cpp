@@ -109,7 +109,7 @@ Inspection inspect(const std::string& path) {
             model->weights().layers[0].ffn_down_t ? "neuron-major (ffn_down_t)" : "standard layout (ffn_down)",
             ", context ", config.n_ctx_train);
   } catch (const std::exception& error) {
-    out.verdict = cat("does not run: ", error.what());
+    out.verdict = error.what();
   }
   return out;
 }

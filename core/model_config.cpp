@@ -45,8 +45,9 @@ class ConfigReader {
   int64_t per_layer(const std::string& name, int64_t n_layer, int64_t low, int64_t high, int64_t fallback = -1) const {
     const GgufValue* value = file_.find(key(name));
     if (!value || value->type != GgufType::kArray) return integer(name, low, high, fallback);
+    const uint64_t n = std::get<GgufArray>(value->value).n;
+    if (n != static_cast<uint64_t>(n_layer)) fail(name, cat(n_layer, " values"), cat(n));
     const std::vector<int64_t> values = *file_.get_int_array(key(name));
-    if (static_cast<int64_t>(values.size()) != n_layer) fail(name, cat(n_layer, " values"), cat(values.size()));
     for (const int64_t each : values) {
       if (each < low || each > high) fail(name, cat("integers from ", low, " to ", high), cat(each));
       if (each != values[0]) unsupported(name, "the same value in every layer", "different ones");
@@ -95,6 +96,9 @@ ModelConfig read_model_config(const GgufFile& file, const std::string& activatio
   const std::optional<std::string> name = file.get_string("general.architecture");
   if (!name)
     throw ModelFormatError(error_text("config", "key \"general.architecture\"", "a string", "nothing", kRemedy));
+  if (file.get_int("split.count").value_or(1) > 1)
+    throw UnsupportedModelError(error_text("config", "key \"split.count\"", "a model in one file",
+                                           "one of several shards", "merge the shards into one file first"));
   ModelConfig config;
   config.arch_name = *name;
   config.arch = find_architecture(*name);
@@ -109,6 +113,8 @@ ModelConfig read_model_config(const GgufFile& file, const std::string& activatio
   config.n_head_kv = reader.per_layer("attention.head_count_kv", config.n_layer, 1, 1 << 14, config.n_head);
   if (config.n_head % config.n_head_kv != 0)
     reader.fail("attention.head_count_kv", cat("a divisor of ", config.n_head, " heads"), cat(config.n_head_kv));
+  if (config.n_head / config.n_head_kv > 256)
+    reader.unsupported("attention.head_count", "at most 256 heads per KV head", cat(config.n_head / config.n_head_kv));
   if (!file.find(reader.key("attention.key_length")) && config.n_embd % config.n_head != 0)
     reader.fail("attention.head_count", cat("a divisor of ", config.n_embd), cat(config.n_head));
   config.head_dim = reader.integer("attention.key_length", 2, 1 << 12, config.n_embd / config.n_head);

@@ -5,6 +5,12 @@
 #include "core/engine.h"
 
 namespace hotset {
+namespace {
+
+// Logits are kept for this many positions at a time.
+constexpr size_t kPieceTokens = 256;
+
+}  // namespace
 
 double PerplexityResult::ppl() const { return std::exp(nll_mean); }
 double PerplexityResult::ppl_error() const { return ppl() * nll_error; }
@@ -38,14 +44,17 @@ PerplexityResult perplexity(Engine& engine, std::span<const int32_t> tokens, int
     Session session = engine.open_session();
     // Position p predicts token p + 1: the scored targets are first + 1 .. n_ctx - 1.
     session.prefill(std::span<const int32_t>(text).first(first), stop);
-    const Engine::Entry entry{&session, std::span<const int32_t>(text).subspan(first), true};
-    engine.advance({&entry, 1}, stop);
-    const std::span<const float> logits = session.all_logits();
-    for (size_t target = first + 1; target < text.size(); ++target) {
-      const double nll = -log_softmax_at(logits.subspan((target - 1 - first) * n_vocab, n_vocab), text[target]);
-      sum += nll;
-      sum_squares += nll * nll;
-      ++out.n_scored;
+    for (size_t begin_piece = first; begin_piece + 1 < text.size(); begin_piece += kPieceTokens) {
+      const size_t n_piece = std::min(kPieceTokens, text.size() - 1 - begin_piece);
+      const Engine::Entry entry{&session, std::span<const int32_t>(text).subspan(begin_piece, n_piece), true};
+      engine.advance({&entry, 1}, stop);
+      for (size_t i = 0; i < n_piece; ++i) {
+        const std::span<const float> logits = session.all_logits().subspan(i * n_vocab, n_vocab);
+        const double nll = -log_softmax_at(logits, text[begin_piece + i + 1]);
+        sum += nll;
+        sum_squares += nll * nll;
+        ++out.n_scored;
+      }
     }
     const double n = static_cast<double>(out.n_scored);
     out.nll_mean = sum / n;

@@ -210,6 +210,18 @@ class Linter {
 
 }  // namespace
 
+uint64_t row_memory_bytes(const Plan& plan) {
+  uint64_t n_floats = 0;
+  for (const BufferDesc& buffer : plan.buffers)
+    if (buffer.rows == BufferRows::kAll) n_floats += static_cast<uint64_t>(buffer.n_cols);
+  uint64_t n_units = 0;
+  for (const Step& step : plan.steps)
+    if (const auto* ffn = std::get_if<op::SparseFfn>(&step.op))
+      n_units = std::max(n_units, 2 * static_cast<uint64_t>(plan.weight(ffn->gate).n_rows));
+  // A quantised copy has a byte per element and two words per 32.
+  return n_floats * 4 + n_floats * 5 / 4 + n_units * 4;
+}
+
 std::string dump(const Plan& plan) {
   const Printer printer(plan);
   std::string out;

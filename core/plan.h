@@ -66,6 +66,9 @@ struct Plan {
   int64_t max_rows_of(BufferId id) const { return buffer(id).rows == BufferRows::kAll ? max_rows : max_output_rows; }
 };
 
+// Bytes of activations that one row of a step takes, quantised copies and FFN units included; logits excluded.
+uint64_t row_memory_bytes(const Plan& plan);
+
 // One line per step: lane, operation, weights, buffers. Needs no device.
 std::string dump(const Plan& plan);
 

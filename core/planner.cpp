@@ -14,11 +14,7 @@ std::vector<double> rope_frequencies(const ModelConfig& config, const Weights& w
     const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(config.n_rot);
     out[i] = std::pow(static_cast<double>(config.rope_freq_base), exponent) / static_cast<double>(config.rope_scale);
     if (!weights.rope_freqs) continue;
-    const float divisor = reinterpret_cast<const float*>(weights.rope_freqs.view.data)[i];
-    if (!(divisor > 0) || !std::isfinite(divisor))
-      throw ModelFormatError(error_text("planner", cat("rope_freqs.weight[", i, "]"), "a positive number", cat(divisor),
-                                        "convert the model again"));
-    out[i] /= static_cast<double>(divisor);
+    out[i] /= static_cast<double>(reinterpret_cast<const float*>(weights.rope_freqs.view.data)[i]);
   }
   return out;
 }

@@ -45,7 +45,8 @@ void Sampler::accept(int32_t id) {
   if (options_.repeat_last_n > 0 && recent_.size() > limit) recent_.erase(recent_.begin());
 }
 
-void Sampler::apply_repeat_penalty(std::span<const float> logits) {
+// All tokens with their logits, recent ones penalised.
+void Sampler::collect_candidates(std::span<const float> logits) {
   candidates_.resize(logits.size());
   for (size_t i = 0; i < logits.size(); ++i) candidates_[i] = {static_cast<int32_t>(i), logits[i]};
   if (options_.repeat_penalty == 1) return;
@@ -94,7 +95,7 @@ SampledToken Sampler::sample(std::span<const float> logits) {
   for (const float logit : logits) total += std::exp(static_cast<double>(logit) - largest);
   const double log_total = largest + std::log(total);
 
-  apply_repeat_penalty(logits);
+  collect_candidates(logits);
   size_t chosen = 0;
   if (options_.temperature == 0) {
     for (size_t i = 1; i < candidates_.size(); ++i)

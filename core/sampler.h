@@ -44,7 +44,7 @@ class Sampler {
     int32_t id;
     float logit;
   };
-  void apply_repeat_penalty(std::span<const float> logits);
+  void collect_candidates(std::span<const float> logits);
   void cut(float limit_p);
 
   SamplerOptions options_;

@@ -1,5 +1,7 @@
 #include "core/thread_pool.h"
 
+#include <unistd.h>
+
 #include <system_error>
 
 #include "core/error.h"
@@ -34,7 +36,7 @@ void wait_while_equal(const std::atomic<T>& word, T old) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int32_t n_threads) : n_threads_(n_threads) {
+ThreadPool::ThreadPool(int32_t n_threads) : n_threads_(n_threads), process_(::getpid()) {
   HS_CHECK(n_threads >= 1, "thread_pool");
   threads_.reserve(static_cast<size_t>(n_threads - 1));
   try {
@@ -50,6 +52,10 @@ ThreadPool::ThreadPool(int32_t n_threads) : n_threads_(n_threads) {
 ThreadPool::~ThreadPool() { stop(); }
 
 void ThreadPool::stop() {
+  if (process_ != ::getpid()) {  // a forked copy: there is nobody to join
+    for (std::thread& thread : threads_) thread.detach();
+    return;
+  }
   stopping_ = true;
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
@@ -57,6 +63,9 @@ void ThreadPool::stop() {
 }
 
 void ThreadPool::run(const std::function<void(int32_t)>& body) {
+  if (process_ != ::getpid())
+    throw Error(error_text("thread_pool", "process", "the one that loaded the model", "one that was forked from it",
+                           "load the model after the fork (multiprocessing: start method \"spawn\")"));
   body_ = &body;
   failed_.store(false, std::memory_order_relaxed);
   first_error_ = nullptr;

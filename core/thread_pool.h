@@ -25,7 +25,8 @@ class ThreadPool {
   int32_t size() const { return n_threads_; }
 
   // Calls body(worker) on every worker and waits for all. The first exception is rethrown here after all have ended;
-  // a body that calls barrier() must therefore catch its own and keep calling barrier().
+  // a body that calls barrier() must therefore catch its own and keep calling barrier(). Throws Error in a process that
+  // was forked after the pool was made: the threads stayed with the parent.
   void run(const std::function<void(int32_t)>& body);
 
   // Waits until every worker of the current run has come here as often. Everything written before is visible after.
@@ -40,6 +41,7 @@ class ThreadPool {
   // sees the new generation (acquire), runs the body and decrements remaining_ (release); the caller waits for 0
   // (acquire). stopping_ is written before the last increment. Each word sits on its own cache line.
   const int32_t n_threads_;
+  const int process_;  // the process that the threads belong to
   const std::function<void(int32_t)>* body_ = nullptr;
   bool stopping_ = false;
   alignas(64) std::atomic<uint32_t> generation_{0};

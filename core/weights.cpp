@@ -1,5 +1,6 @@
 #include "core/weights.h"
 
+#include <cmath>
 #include <set>
 
 #include "core/error.h"
@@ -76,6 +77,16 @@ LayerWeights read_layer(WeightReader& reader, const ModelConfig& config, int64_t
   return out;
 }
 
+// Rotary frequencies are divided by these.
+void check_rope_freqs(const TensorView& view) {
+  for (int64_t i = 0; i < view.n_cols; ++i) {
+    const float divisor = reinterpret_cast<const float*>(view.data)[i];
+    if (!(divisor > 0) || !std::isfinite(divisor))
+      throw ModelFormatError(error_text("weights", cat("rope_freqs.weight[", i, "]"), "a positive number", cat(divisor),
+                                        "convert the model again"));
+  }
+}
+
 }  // namespace
 
 Weights read_weights(const GgufFile& file, ModelConfig& config) {
@@ -90,7 +101,10 @@ Weights read_weights(const GgufFile& file, ModelConfig& config) {
   out.output_norm = reader.vector("output_norm.weight", config.n_embd);
   out.tied = !reader.has("output.weight");
   out.output = out.tied ? out.token_embd : reader.matrix("output.weight", config.n_embd, config.n_vocab);
-  if (reader.has("rope_freqs.weight")) out.rope_freqs = reader.vector("rope_freqs.weight", config.n_rot / 2);
+  if (reader.has("rope_freqs.weight")) {
+    out.rope_freqs = reader.vector("rope_freqs.weight", config.n_rot / 2);
+    check_rope_freqs(out.rope_freqs.view);
+  }
   for (int64_t layer = 0; layer < config.n_layer; ++layer) out.layers.push_back(read_layer(reader, config, layer));
   reader.finish();
   out.all_f32 = true;

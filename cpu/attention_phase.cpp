@@ -56,14 +56,12 @@ int64_t chunks_of(const StepContext& context, const RowTile& tile) {
   return position_of(context, tile.first_row + tile.n_rows - 1) / kChunkPositions + 1;
 }
 
-bool split_chunks(const StepContext& context) { return context.n_rows <= kFewRows; }
-
-// Chunks of the longest row, when chunks are split over tasks; else 1.
+// Chunks of the longest row when chunks are split over tasks, which few rows of not too long contexts are; else 0.
 int64_t split_of(const StepContext& context) {
-  if (!split_chunks(context)) return 1;
-  int64_t n = 1;
+  if (context.n_rows > kFewRows) return 0;
+  int64_t n = 0;
   for (const RowTile& tile : context.tiles) n = std::max(n, chunks_of(context, tile));
-  return n;
+  return n <= kMaxSplitChunks ? n : 0;
 }
 
 }  // namespace
@@ -179,17 +177,18 @@ State record_state(float* record) { return {record, record + 1, record + 2}; }
 }  // namespace
 
 int64_t AttentionPhase::n_tasks(const StepContext& context) const {
-  return static_cast<int64_t>(context.tiles.size()) * shape_.n_head_kv * split_of(context);
+  return static_cast<int64_t>(context.tiles.size()) * shape_.n_head_kv * std::max<int64_t>(1, split_of(context));
 }
 
 void AttentionPhase::run(int64_t task, int32_t worker, const StepContext& context) const {
-  const int64_t split = split_of(context);
+  const bool is_split = split_of(context) > 0;
+  const int64_t split = std::max<int64_t>(1, split_of(context));
   const int64_t chunk = task % split;
   const int64_t kv_head = task / split % shape_.n_head_kv;
   const RowTile& tile = context.tiles[static_cast<size_t>(task / split / shape_.n_head_kv)];
   const int64_t n_chunks = chunks_of(context, tile);
   TileWork work(shape_, context, tile, kv_head, shape_.scratch + static_cast<size_t>(worker) * shape_.scratch_distance);
-  if (split_chunks(context)) {
+  if (is_split) {
     if (chunk >= n_chunks) return;
     work.attend(chunk, 0);
     for (int64_t i = 0; i < work.n_queries(); ++i) {
@@ -211,7 +210,7 @@ void AttentionPhase::run(int64_t task, int32_t worker, const StepContext& contex
 }
 
 int64_t AttentionMergePhase::n_tasks(const StepContext& context) const {
-  return split_chunks(context) ? div_up(context.n_rows, kRowsPerTask) : 0;
+  return split_of(context) > 0 ? div_up(context.n_rows, kRowsPerTask) : 0;
 }
 
 void AttentionMergePhase::run(int64_t task, int32_t, const StepContext& context) const {

@@ -31,17 +31,12 @@ RowSumArgs row_sum_args(const TensorView& down_t, const FfnBuffers& buffers, int
 
 size_t ffn_tile_bytes() { return kTileLevels * kTileFloats * sizeof(float); }
 
-int64_t FfnUnitsPhase::units_per_task(const StepContext& context) const {
-  const int64_t n = div_up(gate_.n_rows, context.n_workers * 8);
-  return std::clamp<int64_t>(div_up(n, 32) * 32, 32, 256);
-}
-
 int64_t FfnUnitsPhase::n_tasks(const StepContext& context) const {
-  return context.n_rows == 0 ? 0 : div_up(gate_.n_rows, units_per_task(context));
+  return context.n_rows == 0 ? 0 : div_up(gate_.n_rows, weight_rows_per_task(gate_.n_rows, context.n_workers));
 }
 
 void FfnUnitsPhase::run(int64_t task, int32_t worker, const StepContext& context) const {
-  const int64_t each = units_per_task(context);
+  const int64_t each = weight_rows_per_task(gate_.n_rows, context.n_workers);
   const int64_t first = task * each;
   const int64_t n = std::min(each, gate_.n_rows - first);
   std::byte* scratch = buffers_.scratch + static_cast<size_t>(worker) * buffers_.scratch_distance;

@@ -23,13 +23,14 @@ void multiply_rows(const StepContext& context, const TensorView& weight, int64_t
   context.kernels.gemm[type](args);
 }
 
-// Small enough that the last tasks do not leave workers idle, large enough to amortise a task and to fill the blocked
-// kernel's panels. One worker takes everything at once, unless there are many rows (the stop check comes per phase).
+int64_t weight_rows_per_task(int64_t n_rows, int32_t n_workers) {
+  return std::clamp<int64_t>(div_up(div_up(n_rows, n_workers * 8), 32) * 32, 32, 256);
+}
+
 int64_t MatMulPhase::rows_per_task(const StepContext& context) const {
   int64_t total = 0;
   for (const Part& part : parts_) total += part.weight.n_rows;
-  const int64_t n = div_up(total, context.n_workers * 8);
-  return std::clamp<int64_t>(div_up(n, 32) * 32, 32, 256);
+  return weight_rows_per_task(total, context.n_workers);
 }
 
 int64_t MatMulPhase::n_tasks(const StepContext& context) const {

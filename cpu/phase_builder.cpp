@@ -43,7 +43,7 @@ std::string PhaseBuilder::why_unsupported(const Op& op, const Plan& plan) {
     if (weight_type(dtype) < 0) out = cat("no kernels for ", dtype_name(dtype));
   });
   if (const auto* o = std::get_if<op::Attention>(&op))
-    if (o->n_head / plan.kv.n_head_kv > 256) out = "more than 256 heads per KV head";
+    if (o->n_head / plan.kv.n_head_kv > 256) out = "no attention for more than 256 heads per KV head";
   return out;
 }
 
@@ -218,12 +218,13 @@ void PhaseBuilder::add(const op::StoreKv& o) {
 
 void PhaseBuilder::add(const op::Attention& o) {
   const KvLayout& kv = plan_.kv;
-  AttentionShape shape{o.layer,      o.n_head,
-                       kv.n_head_kv, kv.head_dim,
-                       o.scale,      kv,
-                       buffer(o.q),  buffer(o.out),
-                       nullptr,      div_up(std::max<int64_t>(plan_.max_positions, 1), kChunkPositions),
-                       nullptr,      0};
+  AttentionShape shape{
+      o.layer,      o.n_head,
+      kv.n_head_kv, kv.head_dim,
+      o.scale,      kv,
+      buffer(o.q),  buffer(o.out),
+      nullptr,      std::clamp<int64_t>(div_up(plan_.max_positions, kChunkPositions), 1, kMaxSplitChunks),
+      nullptr,      0};
   if (!attend_memory_) {
     attend_memory_ =
         take_worker_memory(attention_scratch_bytes(program_.kernels_, shape.group(), kv.head_dim), attend_distance_);

@@ -15,6 +15,9 @@ constexpr int64_t kRowsPerTask = 4;
 // Largest number of rows for which the down pass and attention split one row's work over the team.
 constexpr int64_t kFewRows = 4;
 
+// Attention over more chunks than this is not split over tasks: 131,072 positions.
+constexpr int64_t kMaxSplitChunks = 512;
+
 inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // A phase whose tasks are groups of rows.
@@ -51,6 +54,10 @@ template <class F>
 std::unique_ptr<Phase> row_phase(BufferRows rows, F function) {
   return std::make_unique<RowFunction<F>>(rows, std::move(function));
 }
+
+// Weight rows that a task takes: few enough that the last tasks do not leave workers idle, enough to fill the blocked
+// kernel's panels.
+int64_t weight_rows_per_task(int64_t n_rows, int32_t n_workers);
 
 // Several weights times the same input, e.g. attn_q, attn_k and attn_v.
 class MatMulPhase final : public Phase {
@@ -102,7 +109,6 @@ class FfnUnitsPhase final : public Phase {
   void run(int64_t task, int32_t worker, const StepContext& context) const override;
 
  private:
-  int64_t units_per_task(const StepContext& context) const;
   Activation activation_;
   TensorView gate_, up_;
   RowBuffer in_;
@@ -144,8 +150,8 @@ struct AttentionShape {
   float scale;
   KvLayout kv;
   RowBuffer q, out;
-  float* partials;  // few rows: (rows, n_head, chunks) records of m, l, o
-  int64_t max_chunks;
+  float* partials;     // few rows: (rows, n_head, chunks) records of m, l, o
+  int64_t max_chunks;  // chunks that partials hold; longer contexts are not split
   std::byte* scratch;  // per worker
   size_t scratch_distance;
   int64_t group() const { return n_head / n_head_kv; }

@@ -65,7 +65,7 @@ TEST_CASE("perplexity: too short a text, too small a chunk and a stop are refuse
   CHECK_THROWS_AS(perplexity(*engine, tokens, 2, {}), std::invalid_argument);  // would score nothing
   CHECK_THROWS_AS(perplexity(*engine, {}, 10, {}), std::invalid_argument);
   CHECK_THROWS_AS(perplexity(*engine, tokens, 20, {}, [] { return true; }), CancelledError);
-  CHECK_THROWS_AS(perplexity(*engine, random_tokens(3, 200, 270), 65, {}), ContextLengthError);
+  CHECK_THROWS_AS(perplexity(*engine, random_tokens(3, 200, 270), 66, {}), ContextLengthError);
 }
 
 TEST_CASE("perplexity: log softmax in closed form, also of extreme logits") {
