@@ -8,8 +8,8 @@
 namespace hotset::cpu {
 namespace {
 
+constexpr int kScoreRows = 4;             // positions scored at once for few queries: short dots need several sums
 constexpr int64_t kGroup = 2 * kSumActs;  // queries whose scores are held at a time, kChunkPositions floats each
-
 constexpr int64_t kKeysAhead = 16;        // positions between reading a key and asking for another
 
 // Queries [first, first + n) of a call and the range of positions that any of them sees.
@@ -151,7 +151,7 @@ template <class T>
 inline void attend_group(const QueryGroup& group) {
   const AttendArgs& args = group.args;
   if (group.n < kDotActs)  // few queries: more rows at once, or too few sums would be under way
-    score_group<T, kStreams>(group);
+    score_group<T, kScoreRows>(group);
   else
     score_group<T, kDotRows>(group);
   for (int64_t i = 0; i < group.n; ++i) {
