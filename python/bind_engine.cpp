@@ -60,27 +60,34 @@ nb::bytes detokenize(const NativeEngine& self, const std::vector<int32_t>& ids, 
 }
 
 // Fills `out` (n_tokens, n_vocab). Computed in chunks, so that the session never holds all rows a second time.
-bool fill_logits(Engine& engine, std::span<const int32_t> tokens, const StopCheck& stop, float* out) {
+void fill_logits(Engine& engine, std::span<const int32_t> tokens, const StopCheck& stop, float* out) {
   constexpr size_t kChunk = 512;
   Session session = engine.open_session();
-  // One advance for what does not fit: it fails at once instead of after computing what does.
-  const size_t chunk = tokens.size() > static_cast<size_t>(engine.info().n_ctx) ? tokens.size() : kChunk;
-  for (size_t begin = 0; begin < tokens.size(); begin += chunk) {
-    const size_t n = std::min(chunk, tokens.size() - begin);
+  for (size_t begin = 0; begin < tokens.size(); begin += kChunk) {
+    const size_t n = std::min(kChunk, tokens.size() - begin);
     const Engine::Entry entry{&session, tokens.subspan(begin, n), true};
     engine.advance({&entry, 1}, stop);
     const std::span<const float> rows = session.all_logits();
     out = std::copy(rows.begin(), rows.end(), out);
   }
-  return true;
+}
+
+// To be called before memory is taken for logits, which is n_vocab times that of the tokens.
+void check_fits(const Engine& engine, size_t n_tokens) {
+  const int64_t n_ctx = engine.info().n_ctx;
+  if (n_tokens <= static_cast<size_t>(n_ctx)) return;
+  throw ContextLengthError(
+      error_text("logits", "tokens", cat("at most ", n_ctx), cat(n_tokens), "use fewer or raise the context (n_ctx)"));
 }
 
 Logits logits(const NativeEngine& self, const std::vector<int32_t>& tokens) {
   const size_t n_vocab = static_cast<size_t>(self.model().config().n_vocab);
-  auto values = std::make_unique<float[]>(tokens.size() * n_vocab);
+  std::unique_ptr<float[]> values;
   Interrupt interrupt;
   compute_without_gil(interrupt, [&] {
-    return fill_logits(*self.engine(), tokens, interrupt.stop_check(), values.get());
+    check_fits(*self.engine(), tokens.size());
+    values = std::make_unique_for_overwrite<float[]>(tokens.size() * n_vocab);
+    fill_logits(*self.engine(), tokens, interrupt.stop_check(), values.get());
   });
   nb::capsule owner(values.get(), [](void* data) noexcept { delete[] static_cast<float*>(data); });
   return Logits(values.release(), {tokens.size(), n_vocab}, owner);

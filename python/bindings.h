@@ -7,6 +7,7 @@
 #include <exception>
 #include <memory>
 #include <optional>
+#include <type_traits>
 #include <utility>
 
 #include "core/engine.h"
@@ -46,13 +47,19 @@ class Interrupt {
 // Runs `compute()` without the GIL. A Python error that was stored in `interrupt` meanwhile wins over its outcome.
 template <class Compute>
 auto compute_without_gil(Interrupt& interrupt, Compute&& compute) {
+  const auto released = [&] {
+    ReleasedGil release;
+    return compute();
+  };
   try {
-    auto result = [&] {
-      ReleasedGil release;
-      return compute();
-    }();
-    interrupt.rethrow();
-    return result;
+    if constexpr (std::is_void_v<decltype(compute())>) {
+      released();
+      interrupt.rethrow();
+    } else {
+      auto result = released();
+      interrupt.rethrow();
+      return result;
+    }
   } catch (const Error&) {
     interrupt.rethrow();
     throw;

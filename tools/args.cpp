@@ -28,6 +28,11 @@ std::string range_text(IntRange range) {
   return low ? cat("an integer of at least ", range.low) : high ? cat("an integer up to ", range.high) : "an integer";
 }
 
+std::string range_text(RealRange range) {
+  if (range.excludes_low) return cat("a number above ", range.low, ", up to ", range.high);
+  return cat("a number from ", range.low, " to ", range.high);
+}
+
 [[noreturn]] void bad_value(const std::string& where, const std::string& option, const std::string& expected,
                             const std::string& got) {
   throw UsageError(error_text(where, "bad value of " + option, expected, quoted(got), "correct the value"));
@@ -51,10 +56,12 @@ int64_t parse_int(const std::string& where, const std::string& option, const std
   return value;
 }
 
-double parse_real(const std::string& where, const std::string& option, const std::string& text, RealRange range) {
-  double value = 0;
-  if (!read_number(text, value) || !std::isfinite(value) || value < range.low || value > range.high) {
-    bad_value(where, option, cat("a number from ", range.low, " to ", range.high), text);
+float parse_real(const std::string& where, const std::string& option, const std::string& text, RealRange range) {
+  double parsed = 0;
+  const bool is_number = read_number(text, parsed) && std::abs(parsed) <= std::numeric_limits<float>::max();
+  const float value = is_number ? static_cast<float>(parsed) : 0;  // checked as float: a tiny number may become 0
+  if (!is_number || value < range.low || value > range.high || (range.excludes_low && value == range.low)) {
+    bad_value(where, option, range_text(range), text);
   }
   return value;
 }
@@ -138,7 +145,7 @@ void Args::integer(const std::string& names, const std::string& help, int64_t& t
 
 void Args::real(const std::string& names, const std::string& help, float& target, RealRange range) {
   add(names, "X", help, [this, names, range, &target](const std::string& text) {
-    target = static_cast<float>(parse_real(command_, names, text, range));
+    target = parse_real(command_, names, text, range);
   });
 }
 

@@ -23,14 +23,15 @@ struct IntRange {
 };
 
 struct RealRange {
-  double low;
-  double high;
+  float low;
+  float high;
+  bool excludes_low = false;
 };
 
 // Values of options, checked in full: trailing characters, overflow, NaN and infinity are refused.
 // `where` and `option` are for the message. All throw UsageError.
 int64_t parse_int(const std::string& where, const std::string& option, const std::string& text, IntRange range);
-double parse_real(const std::string& where, const std::string& option, const std::string& text, RealRange range);
+float parse_real(const std::string& where, const std::string& option, const std::string& text, RealRange range);
 std::vector<int64_t> parse_int_list(const std::string& where, const std::string& option, const std::string& text,
                                     IntRange range);
 // "8GiB", "8000MiB", "7.5G" (binary), "8GB" (decimal), "1024" (bytes).

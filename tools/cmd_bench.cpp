@@ -249,7 +249,7 @@ int cmd_bench(const Words& words) {
       compute.n_threads = n_threads;
       compute.n_batch = n_batch;
       const auto engine = Engine::create(model, engine_options(flags.model, flags.device, compute));
-      if (std::exchange(is_first, false)) note_unused_flags(flags.device, engine->info());
+      if (std::exchange(is_first, false)) check_device_flags(flags.device, engine->info());
       const auto run_test = [&](int64_t n_prompt, int64_t n_gen) {
         if (n_prompt + n_gen == 0) return;
         Row row{model.get(), engine->info(), n_batch, n_prompt, n_gen, {}};

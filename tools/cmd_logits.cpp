@@ -53,7 +53,7 @@ int cmd_logits(const Words& words) {
   const auto model = open_model(model_flags);
   check_token_ids("logits", tokens, model->tokenizer().n_vocab(), /*usage=*/true);
   const auto engine = Engine::create(model, engine_options(model_flags, device_flags, compute_flags));
-  note_unused_flags(device_flags, engine->info());
+  check_device_flags(device_flags, engine->info());
   const auto n_tokens = static_cast<int64_t>(tokens.size());
   if (n_tokens > engine->info().n_ctx) {
     throw ContextLengthError(error_text("logits", "tokens do not fit the context",

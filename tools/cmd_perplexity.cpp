@@ -19,7 +19,7 @@ struct PerplexityFlags {
 
 void declare(Args& args, PerplexityFlags& flags) {
   args.text("-f,--file", "FILE", "the text; - reads stdin", flags.file);
-  args.integer("-c,--ctx-size", "tokens of a chunk; its second half is scored", flags.n_ctx, {2, kContextRange.high});
+  args.integer("-c,--ctx-size", "tokens of a chunk; its second half is scored", flags.n_ctx, {3, kContextRange.high});
   args.integer("--chunks", "score only the first N chunks, at least 2; -1 = all", flags.n_chunks, {-1, 1 << 30});
   args.flag("--json", "print one JSON object", flags.as_json);
   add_model_flags(args, flags.model);
@@ -28,14 +28,14 @@ void declare(Args& args, PerplexityFlags& flags) {
   add_device_flags(args, flags.device);
 }
 
-// The whole text as tokens, cut to the chunks that are wanted. Throws Error when it is too short to score.
+// The whole text as tokens, cut to the chunks that are wanted. Throws Error when it is too short to score: perplexity()
+// says the same, but only when the engine is there.
 std::vector<int32_t> read_tokens(const PerplexityFlags& flags, const Tokenizer& tokenizer) {
   std::vector<int32_t> tokens = tokenizer.encode(flags.file == "-" ? read_stdin() : read_file(flags.file));
   const auto n_tokens = static_cast<int64_t>(tokens.size());
   if (n_tokens < 2 * flags.n_ctx) {
-    throw Error(error_text("perplexity", "text is too short", cat("at least ", 2 * flags.n_ctx, " tokens for -c ",
-                                                                 flags.n_ctx),
-                           cat(n_tokens), "use a longer text or a smaller -c"));
+    throw Error(error_text("perplexity", "text", cat("at least ", 2 * flags.n_ctx, " tokens"), cat(n_tokens),
+                           "use a longer text or a smaller -c"));
   }
   if (flags.n_chunks > 0) tokens.resize(static_cast<size_t>(std::min(n_tokens, flags.n_chunks * flags.n_ctx)));
   return tokens;
@@ -71,7 +71,7 @@ int cmd_perplexity(const Words& words) {
   const std::vector<int32_t> tokens = read_tokens(flags, model->tokenizer());
   flags.compute.n_ctx = flags.n_ctx;
   const auto engine = Engine::create(model, engine_options(flags.model, flags.device, flags.compute));
-  note_unused_flags(flags.device, engine->info());
+  check_device_flags(flags.device, engine->info());
   write_note(engine_line(*model, engine->info()));
 
   const bool show_progress = stderr_is_terminal();

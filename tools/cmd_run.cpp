@@ -23,20 +23,22 @@ struct RunFlags {
 void declare(Args& args, RunFlags& flags) {
   SamplerOptions& sampler = flags.generate.sampler;
   add_prompt_flags(args, flags.prompt);
-  args.integer("-n,--predict,--n-predict", "tokens to generate (256); -1 = until the end", flags.generate.max_tokens,
+  args.integer("-n,--predict,--n-predict", "tokens to generate (256); -1 = no limit", flags.generate.max_tokens,
                {-1, 1 << 30});
   add_model_flags(args, flags.model);
   add_compute_flags(args, flags.compute);
   add_device_flags(args, flags.device);
   args.real("--temp", "temperature (0.8); 0 = always the likeliest token", sampler.temperature, {0, 1e6});
   args.integer("--top-k", "draw from the K likeliest (40); 0 = off", flags.top_k, {0, 1 << 30});
-  args.real("--top-p", "draw from this share of probability (0.95); 1 = off", sampler.top_p, {0, 1});
+  args.real("--top-p", "draw from this share of probability (0.95); 1 = off", sampler.top_p,
+            {0, 1, /*excludes_low=*/true});
   args.real("--min-p", "least probability relative to the likeliest (0.05); 0 = off", sampler.min_p, {0, 1});
   args.real("--repeat-penalty", "make recent tokens less likely (1.0 = off)", sampler.repeat_penalty, {1e-3, 1e3});
   args.integer("--repeat-last-n", "how many tokens are recent (64); -1 = all", flags.repeat_last_n, {-1, 1 << 30});
   args.integer("-s,--seed", "seed of the draws; -1 = random", flags.seed, {-1, INT64_MAX});
   args.flag("--ignore-eos", "go on after an end token", flags.generate.ignore_eos);
-  args.flag("--context-shift", "forget the older half when the context is full", flags.generate.context_shift);
+  args.flag("--context-shift", "at the end of the context forget the older half instead of failing",
+            flags.generate.context_shift);
   args.flag("--special", "show control tokens", flags.generate.special);
   args.flag("--parse-special", "let text such as </s> in the prompt become the control token", flags.parse_special);
   args.flag("--json", "print one JSON object instead of the text", flags.as_json);
@@ -67,9 +69,10 @@ struct Outcome {
   std::string text;
   std::vector<int32_t> ids;
   FinishReason finish = FinishReason::kNone;
+  std::string error;  // what ended it instead
 };
 
-// Generates to the end, or until Ctrl-C (kCancelled). Throws ContextLengthError with the text so far delivered.
+// Generates to the end, or until Ctrl-C (kCancelled). When this throws, `outcome` holds the text so far.
 void generate(Generation& generation, bool streams, Outcome& outcome) {
   // Cancelling, unlike stopping, still delivers text that was held back.
   const StopCheck stop = [&generation] {
@@ -108,7 +111,11 @@ void print_json(const Engine& engine, const Generation& generation, const Outcom
   const GenerateStats& stats = generation.stats();
   JsonWriter json;
   json.begin_object().field("text", outcome.text).field("tokens", outcome.ids);
-  json.field("finish_reason", finish_reason_name(outcome.finish));
+  if (outcome.error.empty()) {
+    json.field("finish_reason", finish_reason_name(outcome.finish)).key("error").null();
+  } else {
+    json.key("finish_reason").null().field("error", outcome.error);
+  }
   json.field("model", engine.model().path()).field("type", engine.model().type_text());
   json.field("device", info.device).field("isa", info.isa).field("mode", info.mode);
   json.field("n_threads", info.n_threads).field("n_ctx", info.n_ctx).field("seed", *flags.generate.sampler.seed);
@@ -134,23 +141,25 @@ int cmd_run(const Words& words) {
   const auto engine = Engine::create(model, engine_options(flags.model, flags.device, flags.compute));
   const std::vector<int32_t> tokens = prompt_tokens(model->tokenizer(), prompt, flags.parse_special);
   Generation generation(engine, {tokens}, flags.generate);
-  note_unused_flags(flags.device, engine->info());
+  check_device_flags(flags.device, engine->info());
   const std::string seed_text = cat(", seed ", *flags.generate.sampler.seed);
   write_note(engine_line(*model, engine->info()) + (flags.generate.sampler.temperature > 0 ? seed_text : ""));
 
   Outcome outcome;
   const auto close_output = [&] {
+    if (flags.as_json) print_json(*engine, generation, outcome, flags);
     if (!flags.as_json && stdout_is_terminal()) write_stdout("\n");
     write_stderr(timings_line(generation.stats(), outcome.finish));
   };
   try {
     generate(generation, !flags.as_json, outcome);
-  } catch (const ContextLengthError&) {
+  } catch (const Error& error) {
+    if (generation.stats().n_generated == 0) throw;
     outcome.finish = FinishReason::kNone;
+    outcome.error = error.what();
     close_output();
     throw;
   }
-  if (flags.as_json) print_json(*engine, generation, outcome, flags);
   close_output();
   return outcome.finish == FinishReason::kCancelled ? kExitInterrupted : kExitDone;
 }

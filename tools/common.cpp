@@ -132,14 +132,17 @@ EngineOptions engine_options(const ModelFlags& model, const DeviceFlags& device,
   return options;
 }
 
-void note_unused_flags(const DeviceFlags& flags, const EngineInfo& info) {
+void check_device_flags(const DeviceFlags& flags, const EngineInfo& info) {
   if (info.device != "cpu") return;
+  if (flags.kv_place == "device") {
+    throw DeviceError(
+        error_text("options", "--kv-place device", "a GPU for the KV cache", "the CPU alone", "use --kv-place auto"));
+  }
   std::string unused;
   const auto add = [&](bool is_unused, const std::string& text) {
     if (is_unused) unused += (unused.empty() ? "" : ", ") + text;
   };
   add(flags.vram_budget != "auto", "--vram-budget " + flags.vram_budget);
-  add(flags.kv_place == "device", "--kv-place device");
   add(flags.adapt == "on", "--adapt on");
   if (!unused.empty()) write_note("note: no effect, everything runs on the CPU: " + unused);
 }

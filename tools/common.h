@@ -76,8 +76,9 @@ std::shared_ptr<const Model> open_model(const ModelFlags& flags);
 // Options of an engine from checked flags. Throws UsageError for flags that contradict each other.
 EngineOptions engine_options(const ModelFlags& model, const DeviceFlags& device, const ComputeFlags& compute);
 
-// Says on stderr which flags have no effect because everything runs on the CPU.
-void note_unused_flags(const DeviceFlags& flags, const EngineInfo& info);
+// Where everything runs on the CPU: says on stderr which flags have no effect, throws DeviceError for --kv-place
+// device.
+void check_device_flags(const DeviceFlags& flags, const EngineInfo& info);
 
 // One line about the model and what it runs on.
 std::string engine_line(const Model& model, const EngineInfo& info);

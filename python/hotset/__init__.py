@@ -23,7 +23,8 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .generation import Completion, GenerateOptions, GenerateStats, Token, TokenStream
-    from .model import Model, ModelStats
+    from .model import Model
+    from .model_info import ModelStats
 
     __version__: str
 
@@ -51,7 +52,7 @@ _MODULE_OF = {
     "Token": ".generation",
     "TokenStream": ".generation",
     "Model": ".model",
-    "ModelStats": ".model",
+    "ModelStats": ".model_info",
 }
 
 

@@ -1,11 +1,23 @@
-"""Checks of what callers pass: keywords, token ids, seeds, stop texts, sizes."""
+"""Checks of what callers pass: keywords, prompts, numbers, texts, sizes.
+
+A wrong type is a TypeError that names the argument; a value out of range is a ValueError in the shape of every error.
+Only what the native side cannot say itself is checked here: its types and what fits into them.
+"""
 
 from __future__ import annotations
 
 import difflib
 import operator
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from .errors import error_text
+
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
 # How other libraries spell our keywords.
 _FOREIGN = {
@@ -54,37 +66,126 @@ def token_ids(tokens: Iterable[int]) -> list[int]:
         TypeError: something is not an integer.
         ValueError: an id is no 32-bit number; whether the vocabulary has it is checked where it is used.
     """
-    tolist = getattr(tokens, "tolist", None)
-    ids = [operator.index(token) for token in (tolist() if tolist else tokens)]
+    given: Any = tokens
+    if hasattr(given, "tolist") and not isinstance(given, memoryview):
+        given = given.tolist()
+    if not is_list(given):
+        raise TypeError(f"token ids come as a list of int, not {_type_name(tokens)}")
+    ids = []
+    for token in given:
+        if isinstance(token, bool) or not hasattr(token, "__index__"):
+            raise TypeError(f"token ids are int, not {_type_name(token)}")
+        ids.append(operator.index(token))
     for token in ids:
-        if not 0 <= token < 2**31:
-            raise ValueError(f"[tokens] token id: expected one of the vocabulary, got {token}; pass ids of tokenize()")
+        if not 0 <= token <= INT32_MAX:
+            _out_of_range("tokens", "token id", "one of the vocabulary", token, "pass ids of tokenize()")
     return ids
+
+
+def is_list(value: object) -> bool:
+    """Whether something may be a list of texts or token ids: any iterable but a text, bytes or a mapping."""
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, memoryview, Mapping))
+
+
+def split_prompts(prompt: object) -> tuple[list[str | list[int]], bool]:
+    """Returns the prompts that `generate` was given, each a text or token ids, and whether it was a single one."""
+    if isinstance(prompt, str):
+        return [prompt], True
+    given: Any = prompt
+    if not is_list(given):
+        raise TypeError(f"prompt takes str or token ids, not {_type_name(given)}")
+    items = list(given)
+    if not items:
+        raise ValueError("[generate] prompt: expected text or tokens, got an empty list; pass at least one")
+    if hasattr(items[0], "__index__") and not is_list(items[0]):
+        return [token_ids(items)], True
+    for item in items:
+        if not isinstance(item, str) and not is_list(item):
+            raise TypeError(f"prompt takes str or token ids, not {_type_name(item)}")
+    return [item if isinstance(item, str) else token_ids(item) for item in items], False
 
 
 def stop_texts(stop: str | Sequence[str]) -> list[str]:
     """Returns the stop texts as a list; one text may be given bare."""
-    texts = [stop] if isinstance(stop, str) else list(stop)
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"stop takes texts, not {type(text).__name__}")
-        if not text:
-            raise ValueError("[generate] stop: expected texts of at least one character, got ''; leave it out")
+    if not isinstance(stop, str) and not is_list(stop):
+        raise TypeError(f"stop takes texts, not {_type_name(stop)}")
+    texts = [checked_text("generate", "stop", text) for text in ([stop] if isinstance(stop, str) else stop)]
+    if "" in texts:
+        raise ValueError("[generate] stop: expected texts of at least one character, got ''; leave it out")
     return texts
 
 
-def checked_seed(seed: int | None) -> int | None:
-    """Returns the seed if it is one."""
-    if seed is None:
-        return None
-    seed = operator.index(seed)
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"[generate] seed: expected 0 to 2**64 - 1, got {seed}; pass None for a random one")
-    return seed
+def checked_int(where: str, name: str, value: object, low: int, high: int) -> int:
+    """Returns an integer from `low` to `high`; integers of numpy are fine."""
+    given: Any = value
+    number = None
+    if not isinstance(given, bool) and hasattr(given, "__index__"):
+        try:
+            number = operator.index(given)
+        except TypeError:  # an array of several
+            pass
+    if number is None:
+        raise TypeError(f"{name} takes an integer, not {_type_name(given)}")
+    if not low <= number <= high:
+        _out_of_range(where, name, f"{low} to {high}", number, "pass a number in that range")
+    return number
+
+
+def checked_float(where: str, name: str, value: object) -> float:
+    """Returns a number that fits a 32-bit float, or infinity or NaN, of which the native side complains."""
+    given: Any = value
+    number = None
+    if not isinstance(given, bool) and (hasattr(given, "__float__") or hasattr(given, "__index__")):
+        try:
+            number = float(given)
+        except TypeError:  # an array of several, a complex number
+            pass
+        except OverflowError:
+            number = FLOAT32_MAX * 2
+    if number is None:
+        raise TypeError(f"{name} takes a number, not {_type_name(given)}")
+    if FLOAT32_MAX < abs(number) < float("inf"):
+        _out_of_range(where, name, f"at most {FLOAT32_MAX:.2g}", given, "pass a number in that range")
+    return number
+
+
+def checked_bool(name: str, value: object) -> bool:
+    """Returns True or False; those of numpy are fine."""
+    if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):
+        return bool(value)
+    raise TypeError(f"{name} takes True or False, not {_type_name(value)}")
+
+
+def utf8(where: str, name: str, value: object, errors: str = "strict") -> bytes:
+    """Returns the UTF-8 bytes of a text; `errors` as in str.encode."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} takes str, not {_type_name(value)}")
+    try:
+        return value.encode("utf-8", errors)
+    except UnicodeEncodeError as error:
+        got = f"{value[error.start]!r} at {error.start}"
+        raise ValueError(error_text(where, name, "text that UTF-8 can hold", got, "leave that out")) from None
+
+
+def checked_text(where: str, name: str, value: object) -> str:
+    """Returns a text that UTF-8 can hold."""
+    return utf8(where, name, value).decode()
+
+
+def checked_path(where: str, name: str, value: object) -> str:
+    """Returns a path as text that a file system and the native side can take."""
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
+        raise TypeError(f"{name} takes str or os.PathLike, not {_type_name(value)}")
+    path = checked_text(where, name, os.fspath(value))
+    if "\0" in path:
+        raise ValueError(error_text(where, name, "a path without zero bytes", repr(path), "leave them out"))
+    return path
 
 
 def checked_choice(where: str, name: str, value: object, choices: Sequence[object]) -> None:
     """Raises ValueError unless `value` is one of `choices`."""
+    if not isinstance(value, (str, bool, type(None))):
+        raise TypeError(f"{name} takes one of {', '.join(map(repr, choices))}, not {_type_name(value)}")
     if value not in choices:
         words = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"[{where}] {name}: expected one of {words}, got {value!r}; choose one of them")
@@ -95,15 +196,45 @@ def size_in_bytes(where: str, name: str, size: int | str | None) -> int | None:
 
     Without the "i" the units are powers of 1000.
     """
-    if size is None or size == "auto":
+    if size is None:
         return None
-    if isinstance(size, str):
-        match = _SIZE.fullmatch(size.strip())
-        if not match:
-            raise ValueError(f"[{where}] {name}: expected a size, got {size!r}; write it like '8GiB' or 'auto'")
-        base = 1024 if match[3] else 1000
-        return int(float(match[1]) * base ** " kmgt".index(match[2].lower() or " "))
-    size = operator.index(size)
-    if size < 0:
-        raise ValueError(f"[{where}] {name}: expected at least 0 bytes, got {size}; write it like '8GiB' or 'auto'")
-    return size
+    if not isinstance(size, str):
+        if isinstance(size, bool) or not hasattr(size, "__index__"):
+            raise TypeError(f"{name} takes bytes or a text such as '8GiB', not {_type_name(size)}")
+        return checked_int(where, name, size, 0, INT64_MAX)
+    if size == "auto":
+        return None
+    match = _SIZE.fullmatch(size.strip())
+    n_bytes = 0.0
+    if match:
+        n_bytes = float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " ")
+    if not match or n_bytes > INT64_MAX:
+        raise ValueError(error_text(where, name, "a size", repr(size[:40]), "write it like '8GiB' or 'auto'"))
+    return int(n_bytes)
+
+
+def load_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks the keywords of `Model`; returns those that the native engine takes, as it takes them."""
+    native: dict[str, Any] = {}
+    defaults = {"activation": "", "n_ctx": 0, "n_threads": 0}  # what None means
+    given = {name: defaults.get(name) if value is None else value for name, value in given.items()}
+    for name in ("mode", "device", "kv_type", "activation"):
+        native[name] = checked_text("Model", name, given[name])
+    for name, low, high in [("n_ctx", 0, INT64_MAX), ("n_threads", 0, INT32_MAX), ("n_batch", 1, INT32_MAX)]:
+        native[name] = checked_int("Model", name, given[name], low, high)
+    # These matter only with a GPU; they are checked in any case, so that a typo shows everywhere.
+    size_in_bytes("Model", "vram_budget", given["vram_budget"])
+    checked_choice("Model", "adapt", given["adapt"], (None, True, False))
+    kv_place = checked_text("Model", "kv_place", given["kv_place"])
+    checked_choice("Model", "kv_place", kv_place, ("auto", "device", "host"))
+    return native
+
+
+def _type_name(value: object) -> str:
+    return type(value).__name__
+
+
+def _out_of_range(where: str, name: str, expected: str, value: object, remedy: str) -> NoReturn:
+    too_long = isinstance(value, int) and abs(value) >= 2**128  # Python refuses to write out thousands of digits
+    got = "one beyond 2**128" if too_long else repr(value)
+    raise ValueError(error_text(where, name, expected, got, remedy))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from . import _core
-from .arguments import checked_seed, stop_texts
+from .arguments import INT32_MAX, INT64_MAX, checked_bool, checked_float, checked_int, stop_texts
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -111,6 +111,10 @@ class Completion(str):
         return cls("".join(token.text for token in tokens), tokens, reason, stats)
 
 
+# Bounds of the options that are integers.
+_INTEGERS = {"max_tokens": (-1, INT64_MAX), "top_k": (0, INT32_MAX), "repeat_last_n": (-1, INT32_MAX)}
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """Checked arguments of one generation: everything needed to start it, on whatever thread.
@@ -130,11 +134,18 @@ class Request:
     @classmethod
     def make(cls, engine: _core.Engine, prompts: list[list[int]], options: dict[str, Any]) -> Request:
         """Checks what the native side cannot; `options` holds every keyword of `GenerateOptions`."""
-        native = dict(options)
+        native: dict[str, Any] = dict(options)
         processor = native.pop("logits_processor")
         if processor is not None and not callable(processor):
             raise TypeError(f"logits_processor takes a function, not {type(processor).__name__}")
-        native["seed"] = checked_seed(native["seed"])
+        for name, (low, high) in _INTEGERS.items():
+            native[name] = checked_int("generate", name, native[name], low, high)
+        for name in ("temperature", "top_p", "min_p", "repeat_penalty"):
+            native[name] = checked_float("generate", name, native[name])
+        for name in ("ignore_eos", "context_shift"):
+            native[name] = checked_bool(name, native[name])
+        if native["seed"] is not None:
+            native["seed"] = checked_int("generate", "seed", native["seed"], 0, 2**64 - 1)
         native["stop"] = stop_texts(native["stop"])
         return cls(engine, prompts, native, processor)
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import logging
 import os
 import sys
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from . import _core, hub
-from .arguments import checked_choice, reject_unknown, size_in_bytes, token_ids
+from .arguments import checked_bool, checked_path, load_options, reject_unknown, split_prompts, token_ids, utf8
 from .errors import ContextLengthError, DeviceError, error_text
 from .generation import Completion, Request, Token, TokenStream
+from .model_info import ModelStats, metadata_value
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -28,41 +28,6 @@ if TYPE_CHECKING:
     from .generation import GenerateOptions, LogitsProcessor
 
 DEFAULT_MODEL = Path(__file__).parent / "data" / "demo-relu-q8_0.gguf"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStats:
-    """What a model runs on and what it costs; byte counts are exact.
-
-    Attributes:
-        model: kind and type, as the benchmark table prints it.
-        model_size: bytes of all weights.
-        model_n_params: number of weights.
-        device: "cpu" or the GPU's name.
-        isa: CPU kernels in use.
-        mode: mode in effect.
-        kv_type: type of the KV cache in effect.
-        n_threads: threads that compute.
-        n_ctx: positions a sequence may reach.
-        weight_bytes: bytes mapped from the file.
-        weight_bytes_per_token: bytes of weights that one token reads.
-        kv_bytes_per_position: bytes of KV cache that one position takes.
-        buffer_bytes: bytes of activations and scratch.
-    """
-
-    model: str
-    model_size: int
-    model_n_params: int
-    device: str
-    isa: str
-    mode: str
-    kv_type: str
-    n_threads: int
-    n_ctx: int
-    weight_bytes: int
-    weight_bytes_per_token: int
-    kv_bytes_per_position: int
-    buffer_bytes: int
 
 
 class Model:
@@ -109,30 +74,36 @@ class Model:
         **unknown: Any,
     ) -> None:
         reject_unknown("Model", unknown, ["path", *_keywords(Model.__init__)])
-        # vram_budget and adapt matter only with a GPU; here they are checked, so that a typo shows everywhere.
-        size_in_bytes("Model", "vram_budget", vram_budget)
-        checked_choice("Model", "adapt", adapt, (None, True, False))
-        checked_choice("Model", "kv_place", kv_place, ("auto", "device", "host"))
-        self.path: str = str(hub.resolve(path) if path is not None else DEFAULT_MODEL)
-        engine = _core.Engine(
-            self.path,
-            activation=activation or "",
-            mode=mode,
-            device=device,
-            kv_type=kv_type,
-            n_ctx=n_ctx or 0,
-            n_threads=n_threads or 0,
-            n_batch=n_batch,
-            log=_log_to_stderr if verbose else _log_warnings,
+        options = load_options(
+            {
+                "activation": activation,
+                "mode": mode,
+                "device": device,
+                "kv_type": kv_type,
+                "n_ctx": n_ctx,
+                "n_threads": n_threads,
+                "n_batch": n_batch,
+                "kv_place": kv_place,
+                "vram_budget": vram_budget,
+                "adapt": adapt,
+            }
         )
+        log = _log_to_stderr if checked_bool("verbose", verbose) else _log_warnings
+        file = DEFAULT_MODEL if path is None else hub.resolve(checked_path("Model", "path", path))
+        self.path: str = str(file)
+        engine = _core.Engine(self.path, log=log, **options)
         stats = engine.stats()
         if kv_place == "device" and stats["device"] == "cpu":
             raise DeviceError(error_text("Model", "kv_place", "a GPU for the KV cache", "cpu", "use kv_place='auto'"))
         self.name: str = engine.name
         self.n_ctx: int = stats["n_ctx"]
         self.n_vocab: int = engine.n_vocab
+        self._metadata: dict[str, str | int | float | bool] | None = None
         self._engine: _core.Engine | None = engine
         self._streams: weakref.WeakSet[TokenStream] = weakref.WeakSet()
+        # Guards the two above against each other: a stream that starts during close() is cancelled too. Reentrant, as
+        # a signal handler may call close().
+        self._lock = threading.RLock()
 
     @classmethod
     def from_pretrained(
@@ -166,7 +137,7 @@ class Model:
         """
         reject_unknown("from_pretrained", load, _keywords(Model.__init__))
         path = hub.resolve_pretrained(
-            repo_or_path,
+            checked_path("from_pretrained", "repo_or_path", repo_or_path),
             filename,
             revision=revision,
             token=token,
@@ -219,7 +190,8 @@ class Model:
 
         Args:
             prompt: text or token ids, or a list of either for a batch. Text never becomes control tokens.
-            max_tokens: most tokens to generate; -1 = until an end token or the end of the context.
+            max_tokens: most tokens to generate; -1 = no limit. The end of the context is an error in any case, unless
+                `context_shift` is set.
             temperature: 0 = always the likeliest token.
             top_k: draw from the likeliest k tokens; 0 = off.
             top_p: draw from the likeliest tokens that together have this probability; 1 = off.
@@ -257,6 +229,7 @@ class Model:
             "context_shift": context_shift,
             "logits_processor": logits_processor,
         }
+        checked_bool("stream", stream)
         request, single = self._request("generate", prompt, {**options, **unknown})
         tokens = self._start(request)
         return tokens if stream else _collect(tokens, len(request.prompts), single)
@@ -274,28 +247,31 @@ class Model:
         return self._generate_in_threads(request)
 
     async def _generate_in_threads(self, request: Request) -> AsyncIterator[Token]:
-        stream: TokenStream | None = None
+        stream = self._start(request)  # computes nothing yet and waits for no other thread
+        del request  # when the model is closed, only the stream keeps the engine
         try:
-            # Starting waits for a step that another thread computes, so it must not run on the event loop either.
-            stream = await asyncio.to_thread(self._start, request)
             while True:
                 token = next(stream, None) if stream.ready else await asyncio.to_thread(next, stream, None)
                 if token is None:
                     break
                 yield token
         finally:
-            if stream is not None:
-                stream.close()
+            stream.cancel()  # at once: closing may have to queue for a thread
+            # Closing may free the whole engine, which joins its threads; the event loop must not wait for that. It goes
+            # on when this task is cancelled meanwhile.
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, stream.close))
 
     def tokenize(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Returns the token ids of a text.
 
         Args:
-            text: any text; lone surrogates made by "surrogateescape" become the bytes they stand for.
+            text: any str; lone surrogates made by "surrogateescape" become the bytes they stand for.
             add_special: put begin and end tokens where the vocabulary asks for them.
             parse_special: let text such as "</s>" become the control token; never for text from users.
         """
-        return self._open_engine().tokenize(text.encode("utf-8", "surrogateescape"), add_special, parse_special)
+        data = utf8("tokenize", "text", text, "surrogateescape")
+        flags = checked_bool("add_special", add_special), checked_bool("parse_special", parse_special)
+        return self._open_engine().tokenize(data, *flags)
 
     def detokenize(self, ids: Iterable[int], special: bool = False) -> str:
         """Returns the text of token ids; bytes that are no UTF-8 become U+FFFD.
@@ -304,7 +280,8 @@ class Model:
             ids: token ids.
             special: show control tokens, which are "" otherwise.
         """
-        return self._open_engine().detokenize(token_ids(ids), special).decode("utf-8", "replace")
+        data = self._open_engine().detokenize(token_ids(ids), checked_bool("special", special))
+        return data.decode("utf-8", "replace")
 
     def logits(self, tokens: Iterable[int]) -> NDArray[np.float32]:
         """Returns the logits (n_tokens, n_vocab), float32, of every position; row i predicts token i + 1.
@@ -321,8 +298,14 @@ class Model:
 
     @property
     def metadata(self) -> dict[str, str | int | float | bool]:
-        """Keys and values of the file; long texts and arrays are shortened as `hotset inspect` shows them."""
-        return {key: _metadata_value(kind, text) for key, kind, text in self._open_engine().metadata()}
+        """Keys and values of the file; long texts and arrays are shortened as `hotset inspect` shows them.
+
+        The first use reads the file again, which takes about as long as loading it did.
+        """
+        engine = self._open_engine()
+        if self._metadata is None:
+            self._metadata = {key: metadata_value(kind, text) for key, kind, text in engine.metadata()}
+        return dict(self._metadata)
 
     @property
     def closed(self) -> bool:
@@ -335,8 +318,10 @@ class Model:
 
     def close(self) -> None:
         """Cancels running generations and frees the memory. May be called again; nothing else may be."""
-        self._engine = None
-        for stream in list(self._streams):
+        with self._lock:
+            self._engine = None
+            streams = list(self._streams)
+        for stream in streams:
             stream.cancel()
 
     def __enter__(self) -> Self:
@@ -364,19 +349,15 @@ class Model:
 
     def _encode(self, prompt: Any) -> tuple[list[list[int]], bool]:
         """Turns what `generate` takes into token ids per prompt, and whether it was one prompt."""
-        if isinstance(prompt, str):
-            return [self.tokenize(prompt)], True
-        items = list(prompt)
-        if not items:
-            raise ValueError("[generate] prompt: expected text or tokens, got an empty list; pass at least one")
-        if not isinstance(items[0], str) and not hasattr(items[0], "__len__"):
-            return [token_ids(prompt)], True
-        return [self.tokenize(item) if isinstance(item, str) else token_ids(item) for item in items], False
+        items, single = split_prompts(prompt)
+        return [self.tokenize(item) if isinstance(item, str) else item for item in items], single
 
     def _start(self, request: Request) -> TokenStream:
         stream = TokenStream(request)
-        self._streams.add(stream)
-        if self.closed:  # by another thread, before it could see this stream
+        with self._lock:
+            self._streams.add(stream)
+            closed = self.closed
+        if closed:  # by another thread, before it could see this stream
             stream.cancel()
         return stream
 
@@ -393,22 +374,9 @@ def _collect(stream: TokenStream, n_prompts: int, single: bool) -> Completion | 
         for token in stream:
             tokens[token.sequence].append(token)
     except ContextLengthError as error:
-        error.partial = completions()  # type: ignore[attr-defined]
+        error.partial = completions()
         raise
     return completions()
-
-
-def _metadata_value(kind: str, text: str) -> str | int | float | bool:
-    """Turns a value as `inspect` shows it back into what it is."""
-    if kind == "str":
-        literal, _, rest = text.rpartition('"')  # quoted as a bytes literal is, then "..." where it was cut
-        value: bytes = ast.literal_eval(f'b{literal}"')
-        return value.decode("utf-8", "replace") + rest
-    if kind == "bool":
-        return text == "true"
-    if kind in ("f32", "f64"):
-        return float(text)
-    return text if kind.startswith("arr") else int(text)
 
 
 def _keywords(function: Callable[..., Any]) -> dict[str, Any]:

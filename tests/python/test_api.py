@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import pickle
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,6 +224,19 @@ def test_properties(model):
     assert model.metadata["tokenizer.ggml.add_bos_token"] is True
     assert model.metadata["tokenizer.ggml.tokens"].startswith("[")
     assert model.metadata["general.description"].endswith("...")
+
+
+def test_metadata_is_read_once(tmp_path, model):
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(Path(model.path).read_bytes())
+    with Model(copy) as loaded:
+        first = loaded.metadata
+        assert first == model.metadata
+        copy.unlink()
+        first.clear()  # the caller's own
+        assert loaded.metadata == model.metadata
+    with pytest.raises(ValueError, match="closed"):
+        loaded.metadata
 
 
 # --- tokens and logits ------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from hotset import Model
+from hotset import Model, TokenStream
 
 PROMPT = "Once upon a time"
 GREEDY = {"temperature": 0.0, "max_tokens": 24}
@@ -112,6 +113,34 @@ def test_close_ends_generations_of_other_threads():
         assert rest.result(60)[-1].finish_reason == "cancelled"
 
 
+def test_close_while_streams_start():
+    """Streams that start during close() are cancelled like the others, and do not disturb it."""
+    loaded = Model(n_threads=1)
+    kept = [loaded.generate("a", stream=True) for _ in range(2000)]  # so that close() takes a while
+    started = queue.SimpleQueue()
+
+    def start_until_closed():
+        while True:
+            try:
+                started.put(loaded.generate("a", stream=True))
+            except ValueError:
+                return
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            done = [pool.submit(start_until_closed) for _ in range(4)]
+            kept += [started.get(timeout=60) for _ in range(100)]
+            loaded.close()
+            for future in done:
+                future.result(60)
+    finally:
+        sys.setswitchinterval(interval)
+    kept += [started.get() for _ in range(started.qsize())]
+    assert {next(stream).finish_reason for stream in kept} == {"cancelled"}
+
+
 # --- asyncio ----------------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +195,40 @@ def test_agenerate_is_cancelled_by_break_aclose_and_task(model):
             await task
 
     asyncio.run(asyncio.wait_for(leave(), 60))
+
+
+def test_agenerate_closes_its_stream_away_from_the_event_loop(model, monkeypatch):
+    closed_on = []
+    close = TokenStream.close
+
+    def recorded(stream):
+        closed_on.append(threading.get_ident())
+        close(stream)
+
+    monkeypatch.setattr(TokenStream, "close", recorded)
+
+    async def leave_in_every_way():
+        tokens = model.agenerate(PROMPT, **ENDLESS)
+        async for _ in tokens:
+            break
+        await tokens.aclose()
+        assert [token async for token in model.agenerate(PROMPT, **GREEDY)]
+        computing, leave = threading.Event(), threading.Event()
+
+        def wait(token_ids, logits):
+            computing.set()
+            leave.wait(60)
+
+        waiting = asyncio.create_task(anext(model.agenerate(PROMPT, logits_processor=wait)))
+        await asyncio.to_thread(computing.wait, 60)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):  # while the processor still runs
+            await waiting
+        leave.set()
+        return threading.get_ident()
+
+    loop_thread = asyncio.run(asyncio.wait_for(leave_in_every_way(), 60))
+    assert len(closed_on) == 3 and loop_thread not in closed_on
 
 
 def test_agenerate_checks_arguments_at_once(model):

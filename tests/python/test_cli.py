@@ -77,7 +77,9 @@ def test_no_command_shows_the_usage_and_fails(hotset):
         (["run", "-p", "x", "-c", ""], b"bad value of -c"),
         (["run", "-p", "x", "--temp", "nan"], b"bad value of --temp"),
         (["run", "-p", "x", "--temp", "-1"], b"bad value of --temp"),
-        (["run", "-p", "x", "-n", "1", "--top-p", "0"], b"top_p"),
+        (["run", "-p", "x", "--top-p", "0"], b"bad value of --top-p: expected a number above 0, up to 1, got"),
+        (["run", "-p", "x", "--top-p", "1e-60"], b"bad value of --top-p"),
+        (["run", "-p", "x", "--temp", "1e300"], b"bad value of --temp"),
         (["run", "-p", "x", "--mode", "fast"], b"exact|predict|dense|auto"),
         (["run", "-p", "x", "--vram-budget", "8 parrots"], b"8GiB"),
         (["run", "-p", "x", "--adapt", "maybe"], b"on|off"),
@@ -88,6 +90,7 @@ def test_no_command_shows_the_usage_and_fails(hotset):
         (["bench", "-t", "1,,2"], b"bad value of -t"),
         (["bench", "-o", "sql"], b"md|csv|json|jsonl"),
         (["perplexity"], b"no text"),
+        (["perplexity", "-f", "x", "-c", "2"], b"bad value of -c,--ctx-size: expected an integer from 3 to"),
         (["logits", "--tokens", "1"], b"no -o"),
         (["logits", "-o", "x.npy"], b"no --tokens"),
         (["logits", "--tokens", "1,x", "-o", "x.npy"], b"bad value of --tokens"),
@@ -110,6 +113,21 @@ def test_asking_for_a_gpu_that_is_not_there_is_an_error(hotset, demo_model):
         assert result.returncode == 0, result.stderr
         is_noted = words[0] in ("--vram-budget", "--adapt")
         assert (b"no effect" in result.stderr) == is_noted
+
+
+def test_a_kv_cache_on_a_gpu_that_is_not_there_is_an_error(hotset, demo_model, tmp_path):
+    doctor = json.loads(hotset("doctor", "--json", env={"HOTSET_MODEL": str(demo_model)}).stdout)
+    if doctor["gpu"] is not None:
+        pytest.skip("this machine and build have a GPU")
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time " * 400)
+    for words in (["run", "-p", "x", "-n", "1"], ["bench", "-p", "1", "-n", "1"], ["perplexity", "-f", str(text)],
+                  ["logits", "--tokens", "1", "-o", str(tmp_path / "x.npy")]):  # fmt: skip
+        result = hotset(*words, "-m", str(demo_model), "--kv-place", "device")
+        assert_one_error_line(result, 1)
+        assert b"--kv-place" in result.stderr
+        for place in ("auto", "host"):
+            assert hotset(*words, "-m", str(demo_model), "--kv-place", place).returncode == 0
 
 
 # --- run ------------------------------------------------------------------------------------------------------------
@@ -213,6 +231,25 @@ def test_end_of_the_context_is_an_error_unless_shifted(hotset, demo_model):
     assert shifted.returncode == 0, shifted.stderr
     assert shifted.stdout.startswith(full.stdout)
     assert TIMINGS.search(shifted.stderr).group(2) == b"100"
+
+
+def test_json_of_a_run_that_met_the_end_of_the_context(hotset, demo_model):
+    words = ["run", "-m", str(demo_model), "-p", "Once", "-n", "-1", "-c", "48", "--ignore-eos", *GREEDY]
+    result = hotset(*words, "--json")
+    assert result.returncode == 1
+    answer = json.loads(result.stdout)
+    assert answer["text"].encode() == hotset(*words).stdout
+    assert 40 < len(answer["tokens"]) == answer["timings"]["n_generated"]
+    assert answer["finish_reason"] is None
+    last = result.stderr.decode().splitlines()[-1]
+    assert last == f"hotset: error: {answer['error']}" and "--context-shift" in last
+    assert json.loads(hotset(*words, "--json", "--context-shift", "-n", "60").stdout)["error"] is None
+
+
+def test_no_limit_is_what_help_promises(hotset):
+    text = hotset("run", "--help").stdout.decode()
+    assert re.search(r"--n-predict N\s+tokens to generate \(256\); -1 = no limit\n", text)
+    assert re.search(r"--context-shift\s+at the end of the context forget the older half instead of failing\n", text)
 
 
 def test_without_a_prompt_nothing_waits_for_input(hotset_bin):

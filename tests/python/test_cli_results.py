@@ -170,7 +170,9 @@ def test_perplexity_is_the_mean_over_second_halves(hotset, tmp_path, stories, go
 def test_perplexity_of_a_short_text_is_an_error(hotset, stories, tmp_path):
     path = tmp_path / "short.txt"
     path.write_text("Once upon a time")
-    assert_one_error_line(hotset("perplexity", "-m", str(stories), "-f", str(path)), 1)
+    result = hotset("perplexity", "-m", str(stories), "-f", str(path))
+    assert_one_error_line(result, 1)
+    assert b"[perplexity] text: expected at least 1024 tokens, got " in result.stderr
 
 
 # --- inspect, bench, doctor -----------------------------------------------------------------------------------------

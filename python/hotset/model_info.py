@@ -1,0 +1,54 @@
+"""What is known about a loaded model: its figures and the values of its file."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStats:
+    """What a model runs on and what it costs; byte counts are exact.
+
+    Attributes:
+        model: kind and type, as the benchmark table prints it.
+        model_size: bytes of all weights.
+        model_n_params: number of weights.
+        device: "cpu" or the GPU's name.
+        isa: CPU kernels in use.
+        mode: mode in effect.
+        kv_type: type of the KV cache in effect.
+        n_threads: threads that compute.
+        n_ctx: positions a sequence may reach.
+        weight_bytes: bytes mapped from the file.
+        weight_bytes_per_token: bytes of weights that one token reads.
+        kv_bytes_per_position: bytes of KV cache that one position takes.
+        buffer_bytes: bytes of activations and scratch.
+    """
+
+    model: str
+    model_size: int
+    model_n_params: int
+    device: str
+    isa: str
+    mode: str
+    kv_type: str
+    n_threads: int
+    n_ctx: int
+    weight_bytes: int
+    weight_bytes_per_token: int
+    kv_bytes_per_position: int
+    buffer_bytes: int
+
+
+def metadata_value(kind: str, text: str) -> str | int | float | bool:
+    """Turns a value as `inspect` shows it back into what it is."""
+    if kind == "str":
+        literal, _, rest = text.rpartition('"')  # quoted as a bytes literal is, then "..." where it was cut
+        value: bytes = ast.literal_eval(f'b{literal}"')
+        return value.decode("utf-8", "replace") + rest
+    if kind == "bool":
+        return text == "true"
+    if kind in ("f32", "f64"):
+        return float(text)
+    return text if kind.startswith("arr") else int(text)
