@@ -104,7 +104,7 @@ Inspection inspect(const std::string& path) {
     const ModelConfig& config = model->config();
     out.runs = true;
     out.verdict =
-        cat("runs: ", model->type_text(), ", activation ", activation_name(config.activation),
+        cat(model->type_text(), ", activation ", activation_name(config.activation),
             config.activation_stated ? "" : " (not stated, the usual one)", ", ",
             model->weights().layers[0].ffn_down_t ? "neuron-major (ffn_down_t)" : "standard layout (ffn_down)",
             ", context ", config.n_ctx_train);
