@@ -64,7 +64,7 @@ std::unique_ptr<Device> make_device(const EngineOptions& options) {
 }  // namespace
 
 EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOptions& options)
-    : model(std::move(model_in)), options_(options) {
+    : model(std::move(model_in)) {
   check_options(options);
   const ModelConfig& config = model->config();
   n_ctx_ = options.n_ctx > 0 ? options.n_ctx : config.n_ctx_train;
@@ -243,14 +243,15 @@ void EngineImpl::advance(std::span<const Engine::Entry> entries, const std::vect
   try {
     for (size_t i = 0; i < entries.size(); ++i) {
       SequenceState& state = *states[i];
-      state.tokens.reserve(state.tokens.size() + entries[i].tokens.size());  // nothing may fail after the last step
-      reserve_blocks(state, state.tokens.size() + entries[i].tokens.size());
+      const size_t n_tokens = state.tokens.size() + entries[i].tokens.size();
+      // Nothing may fail after the last step. Doubling, because reserve alone would copy all tokens for each new one.
+      if (n_tokens > state.tokens.capacity()) state.tokens.reserve(std::max(n_tokens, 2 * state.tokens.capacity()));
+      reserve_blocks(state, n_tokens);
       state.next_logits.resize((entries[i].all_logits ? entries[i].tokens.size() : 1) * n_vocab);
     }
-    for (bool more = true; more;) {
+    while (true) {
       const std::lock_guard<FairMutex> lock(compute_);
-      more = fill_step(progress);
-      if (!more) break;
+      if (!fill_step(progress)) break;
       params_.stop = stop_any;
       executor_->run(params_);
       collect_logits(progress);

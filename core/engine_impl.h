@@ -70,7 +70,6 @@ class EngineImpl {
 
   FairMutex compute_;        // held for one step: guards executor_, params_, output_owner_
   std::mutex blocks_mutex_;  // held shortly: guards pool_ and slabs_; a running step touches only its own blocks
-  EngineOptions options_;
   std::unique_ptr<Device> device_;
   std::unique_ptr<Executor> executor_;
   DType kv_type_ = DType::kF16;

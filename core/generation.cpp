@@ -102,6 +102,7 @@ struct Generation::Sequence {
 struct Generation::State {
   std::shared_ptr<Engine> engine;
   GenerateOptions options;
+  int64_t n_ctx = 0;  // of the engine
   std::vector<std::unique_ptr<Sequence>> sequences;
   std::vector<GeneratedToken> tokens;
   std::vector<float> scratch;
@@ -131,7 +132,7 @@ Generation::Generation(std::shared_ptr<Engine> engine, std::vector<std::vector<i
     if (stop.empty())
       throw std::invalid_argument(
           error_text("generate", "stop text", "at least one byte", "an empty one", "leave it out"));
-  const int64_t n_ctx = state_->engine->info().n_ctx;
+  const int64_t n_ctx = state_->n_ctx = state_->engine->info().n_ctx;
   if (options.context_shift && n_ctx < 4)
     throw std::invalid_argument(error_text("generate", "context_shift", "a context of at least 4 positions", cat(n_ctx),
                                            "raise the context (-c, n_ctx)"));
@@ -155,7 +156,6 @@ Generation::~Generation() = default;
 
 // At the end of the context: either forget the middle (first token and later half stay) or mark the sequence.
 void Generation::State::make_room(Sequence& sequence) {
-  const int64_t n_ctx = engine->info().n_ctx;
   if (sequence.session.n_past() + static_cast<int64_t>(sequence.pending.size()) <= n_ctx) return;
   if (!options.context_shift) {
     sequence.full = true;
@@ -221,13 +221,12 @@ FinishReason Generation::State::add_text(Sequence& sequence, int32_t id, std::st
   if (stopped) return FinishReason::kStop;
   const bool last = options.max_tokens >= 0 && sequence.n_generated >= options.max_tokens;
   // The next call will find the context full: what is held back has to go now.
-  const bool full = !options.context_shift && sequence.session.n_past() == engine->info().n_ctx;
+  const bool full = !options.context_shift && sequence.session.n_past() == n_ctx;
   if (last || full) text += sequence.rest();
   return last ? FinishReason::kLength : FinishReason::kNone;
 }
 
 void Generation::State::fail_full() const {
-  const int64_t n_ctx = engine->info().n_ctx;
   throw ContextLengthError(error_text("generate", "context", cat("room for position ", n_ctx + 1),
                                       cat("a full context of ", n_ctx),
                                       "raise it (-c, n_ctx), ask for fewer tokens, or use --context-shift"));

@@ -66,14 +66,12 @@ void read_rope(const GgufFile& file, const ConfigReader& reader, ModelConfig& co
   config.rope_freq_base = reader.number("rope.freq_base", 1, 1e12, 10000);
   const std::string type = file.get_string(reader.key("rope.scaling.type")).value_or("none");
   if (type == "linear") {
-    config.rope_scaling = RopeScaling::kLinear;
     config.rope_scale = reader.number("rope.scaling.factor", 1e-3, 1e6, std::nan(""));
   } else if (type != "none") {
     reader.unsupported("rope.scaling.type", "none or linear (llama3 scaling comes as the tensor rope_freqs.weight)",
                        quoted(type));
-  } else if (file.find(reader.key("rope.scale_linear"))) {  // the older spelling of linear scaling
+  } else {  // the older spelling of linear scaling, if it is there
     config.rope_scale = reader.number("rope.scale_linear", 1e-3, 1e6, 1);
-    if (config.rope_scale != 1) config.rope_scaling = RopeScaling::kLinear;
   }
 }
 

@@ -11,9 +11,6 @@ namespace hotset {
 
 class GgufFile;
 
-// How rotary frequencies are scaled for long contexts.
-enum class RopeScaling { kNone, kLinear };
-
 struct ModelConfig {
   const Architecture* arch = nullptr;
   std::string arch_name;  // `general.architecture`
@@ -28,8 +25,7 @@ struct ModelConfig {
   int64_t n_ctx_train = 0;
   float norm_eps = 0;
   float rope_freq_base = 10000;
-  RopeScaling rope_scaling = RopeScaling::kNone;
-  float rope_scale = 1;  // positions are divided by this (linear scaling)
+  float rope_scale = 1;  // positions are divided by this (linear scaling); 1 = none
   Activation activation = Activation::kSilu;
   bool activation_stated = false;  // false: the file does not say, the architecture's usual one is taken
 };

@@ -11,9 +11,9 @@
 
 namespace hotset {
 
-// Fork-join: run() executes a function once per worker; the caller is worker 0. Workers spin a bounded time within a
-// run and when one ends, then sleep on a futex, so idle pools cost nothing and more threads than cores do not collapse.
-// One run at a time; run() may be called from any thread, not from inside a run.
+// Fork-join: run() executes a function once per worker; the caller is worker 0. A worker that waits, within
+// a run or between two, spins and yields a bounded time and then sleeps on a futex, so idle pools cost nothing and more
+// threads than cores do not collapse. One run at a time; run() may be called from any thread, not from inside a run.
 class ThreadPool {
  public:
   // n_threads >= 1, the caller included. Throws Error when the system refuses a thread.

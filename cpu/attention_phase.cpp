@@ -29,7 +29,7 @@ struct State {
 void merge(const State& a, const State& b, int64_t head_dim) {
   if (*b.m == -INFINITY) return;
   const float m = std::max(*a.m, *b.m);
-  // Differences of chunk maxima are few, so the C library's exp is fast enough; it is the same on every thread and ISA.
+  // Differences of chunk maxima are few, so the C library's exp is fast enough; on one machine it is always the same.
   const float scale_a = std::exp(*a.m - m);
   const float scale_b = std::exp(*b.m - m);
   const float l_a = *a.l * scale_a;
@@ -181,14 +181,14 @@ int64_t AttentionPhase::n_tasks(const StepContext& context) const {
 }
 
 void AttentionPhase::run(int64_t task, int32_t worker, const StepContext& context) const {
-  const bool is_split = split_of(context) > 0;
-  const int64_t split = std::max<int64_t>(1, split_of(context));
+  const int64_t n_split = split_of(context);
+  const int64_t split = std::max<int64_t>(1, n_split);
   const int64_t chunk = task % split;
   const int64_t kv_head = task / split % shape_.n_head_kv;
   const RowTile& tile = context.tiles[static_cast<size_t>(task / split / shape_.n_head_kv)];
   const int64_t n_chunks = chunks_of(context, tile);
   TileWork work(shape_, context, tile, kv_head, shape_.scratch + static_cast<size_t>(worker) * shape_.scratch_distance);
-  if (is_split) {
+  if (n_split > 0) {
     if (chunk >= n_chunks) return;
     work.attend(chunk, 0);
     for (int64_t i = 0; i < work.n_queries(); ++i) {
@@ -209,20 +209,26 @@ void AttentionPhase::run(int64_t task, int32_t worker, const StepContext& contex
     write_out(work.state(0, i), shape_.head_dim, shape_.out.row(work.row_of(i)) + work.head_of(i) * shape_.head_dim);
 }
 
+// (row, head) pairs of one task: all of them while there is little to merge, else a share for every worker.
+int64_t AttentionMergePhase::pairs_per_task(const StepContext& context) const {
+  const int64_t n_pairs = context.n_rows * shape_.n_head;
+  return split_of(context) <= 4 ? n_pairs : div_up(n_pairs, 2 * context.n_workers);
+}
+
 int64_t AttentionMergePhase::n_tasks(const StepContext& context) const {
-  return split_of(context) > 0 ? div_up(context.n_rows, kRowsPerTask) : 0;
+  return split_of(context) > 0 ? div_up(context.n_rows * shape_.n_head, pairs_per_task(context)) : 0;
 }
 
 void AttentionMergePhase::run(int64_t task, int32_t, const StepContext& context) const {
-  const int64_t end = std::min(context.n_rows, (task + 1) * kRowsPerTask);
-  for (int64_t row = task * kRowsPerTask; row < end; ++row) {
+  const int64_t each = pairs_per_task(context);
+  const int64_t end = std::min(context.n_rows * shape_.n_head, (task + 1) * each);
+  for (int64_t pair = task * each; pair < end; ++pair) {
+    const int64_t row = pair / shape_.n_head, head = pair % shape_.n_head;
     const int64_t n_chunks = position_of(context, row) / kChunkPositions + 1;
-    for (int64_t head = 0; head < shape_.n_head; ++head) {
-      const State state = record_state(partial_record(shape_, row, head, 0));
-      for (int64_t chunk = 1; chunk < n_chunks; ++chunk)
-        merge(state, record_state(partial_record(shape_, row, head, chunk)), shape_.head_dim);
-      write_out(state, shape_.head_dim, shape_.out.row(row) + head * shape_.head_dim);
-    }
+    const State state = record_state(partial_record(shape_, row, head, 0));
+    for (int64_t chunk = 1; chunk < n_chunks; ++chunk)
+      merge(state, record_state(partial_record(shape_, row, head, chunk)), shape_.head_dim);
+    write_out(state, shape_.head_dim, shape_.out.row(row) + head * shape_.head_dim);
   }
 }
 

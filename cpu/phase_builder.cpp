@@ -50,7 +50,6 @@ std::string PhaseBuilder::why_unsupported(const Op& op, const Plan& plan) {
 void PhaseBuilder::build() {
   mark_block_inputs();
   allocate_buffers();
-  program_.tile_rows_ = 1;
   for (at_ = 0; at_ < plan_.steps.size(); ++at_) {
     if (plan_.steps[at_].lane != lane_) continue;
     std::visit([this](const auto& o) { add(o); }, plan_.steps[at_].op);
@@ -75,9 +74,10 @@ std::byte* PhaseBuilder::take_worker_memory(size_t n_bytes, size_t& distance) {
   return take_memory(distance * static_cast<size_t>(program_.pool_.size()));
 }
 
-std::byte* PhaseBuilder::gemm_scratch(int64_t n, size_t& distance) {
+std::byte* PhaseBuilder::gemm_scratch(size_t& distance) {
   // One region serves all phases; it is sized for the longest row of the plan the first time it is asked for.
   if (!gemm_memory_) {
+    int64_t n = 0;
     for (const WeightDesc& weight : plan_.weights) n = std::max(n, weight.view.n_cols);
     gemm_memory_ = take_worker_memory(program_.kernels_.gemm_scratch_bytes(n), gemm_distance_);
   }
@@ -156,7 +156,7 @@ void PhaseBuilder::add(const op::Norm& o) {
 void PhaseBuilder::add(const op::MatMul& o) {
   quantize_for(plan_.weight(o.weight).dtype, o.in);
   size_t distance = 0;
-  std::byte* scratch = gemm_scratch(0, distance);
+  std::byte* scratch = gemm_scratch(distance);
   auto phase = std::make_unique<MatMulPhase>(buffer(o.in), scratch, distance);
   phase->add(plan_.weight(o.weight), buffer(o.out));
   wrote(o.out);
@@ -256,7 +256,7 @@ void PhaseBuilder::add(const op::SparseFfn& o) {
   quantize_for(plan_.weight(o.up).dtype, o.in);
   FfnBuffers buffers;
   buffers.stride = row_stride(gate.n_rows);
-  buffers.scratch = gemm_scratch(0, buffers.scratch_distance);
+  buffers.scratch = gemm_scratch(buffers.scratch_distance);
   if (!units_gate_) {  // all layers have the same sizes, so one set serves them all
     const size_t n = static_cast<size_t>(plan_.max_rows * buffers.stride) * sizeof(float);
     units_gate_ = reinterpret_cast<float*>(take_memory(n));

@@ -45,7 +45,7 @@ class PhaseBuilder {
   std::byte* take_memory(size_t n_bytes);
   // Memory private to each worker, n_bytes apart (rounded up to cache lines); returns the distance.
   std::byte* take_worker_memory(size_t n_bytes, size_t& distance);
-  std::byte* gemm_scratch(int64_t n, size_t& distance);
+  std::byte* gemm_scratch(size_t& distance);
 
   CpuProgram& program_;
   const Plan& plan_;

@@ -1,6 +1,7 @@
 // The phases that ops are made of. Rows: independent per row. MatMul, Ffn, Attention: see their files.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -180,6 +181,7 @@ class AttentionMergePhase final : public Phase {
   void run(int64_t task, int32_t worker, const StepContext& context) const override;
 
  private:
+  int64_t pairs_per_task(const StepContext& context) const;
   AttentionShape shape_;
 };
 

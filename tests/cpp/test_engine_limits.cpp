@@ -29,6 +29,21 @@ TEST_CASE("engine: activations of a small file with wide layers stay small, and 
   CHECK(std::equal(many.logits().begin(), many.logits().end(), single.logits().begin()));
 }
 
+TEST_CASE("engine: many attention chunks, merged by one worker or shared out, give the same bits") {
+  const auto model = load_tiny({.n_layer = 1, .n_ctx = 1600});
+  const Ids ids = random_tokens(6, 1500, 270);
+  const auto at_once = Engine::create(model, {.n_threads = 1});
+  Session whole = at_once->open_session();
+  whole.prefill(ids);
+  for (const int32_t n_threads : {1, 2, 3}) {
+    const auto engine = Engine::create(model, {.n_threads = n_threads});
+    Session session = engine->open_session();
+    session.prefill(std::span(ids).first(1490));
+    for (size_t i = 1490; i < ids.size(); ++i) session.prefill(std::span(ids).subspan(i, 1));
+    CHECK(std::equal(session.logits().begin(), session.logits().end(), whole.logits().begin()));
+  }
+}
+
 TEST_CASE("engine: a session opens, steps back and closes while another computes") {
   const auto engine = Engine::create(load_tiny({}), {.n_threads = 2, .n_batch = 8});
   std::promise<void> reached, closed;

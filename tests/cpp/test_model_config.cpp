@@ -73,7 +73,7 @@ TEST_CASE("config: a file's numbers are read") {
   CHECK(config.n_ctx_train == 1024);
   CHECK(config.norm_eps == 1e-5f);
   CHECK(config.rope_freq_base == 500000);
-  CHECK(config.rope_scaling == RopeScaling::kNone);
+  CHECK(config.rope_scale == 1);
   CHECK(config.activation == Activation::kRelu);
   CHECK(config.activation_stated);
 }
@@ -162,12 +162,10 @@ TEST_CASE("config: rope scalings") {
     w.set_text("llama.rope.scaling.type", "linear");
     w.set_f32("llama.rope.scaling.factor", 4);
   });
-  CHECK(linear.rope_scaling == RopeScaling::kLinear);
   CHECK(linear.rope_scale == 4);
   const ModelConfig old_spelling = config_of(set_float("rope.scale_linear", 2));
-  CHECK(old_spelling.rope_scaling == RopeScaling::kLinear);
   CHECK(old_spelling.rope_scale == 2);
-  CHECK(config_of(set_float("rope.scale_linear", 1)).rope_scaling == RopeScaling::kNone);
+  CHECK(config_of(set_float("rope.scale_linear", 1)).rope_scale == 1);
   CHECK(config_of([](GgufWriter& w) { w.set_text("llama.rope.scaling.type", "none"); }).rope_scale == 1);
   for (const char* type : {"yarn", "longrope", "", "LINEAR"})
     check_unsupported("rope.scaling.type", [&](GgufWriter& w) { w.set_text("llama.rope.scaling.type", type); });

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {".h", ".cpp", ".cu", ".cuh", ".py", ".pyi"}
-FOLDERS = ["core", "cpu", "cuda", "python", "tools", "tests", "examples", "cmake"]
+FOLDERS = ["core", "cpu", "cuda", "python", "tools", "tests", "cmake"]
 MAX_LINES = 800
 GENERATED = {"core/unicode_tables.cpp"}  # by tools/gen_unicode_tables.py
 PUBLIC = {"core/engine.h", "core/error.h"}
@@ -15,12 +15,12 @@ PUBLIC = {"core/engine.h", "core/error.h"}
 # docs/ARCHITECTURE.md, "Layers". A file belongs to the layer of its stem; the longest prefix counts.
 LAYERS = [
     ["error", "log", "dtype", "half", "tensor", "kinds", "unicode"],
-    ["arena", "mmap_file", "gguf", "topology"],
+    ["mmap_file", "gguf", "topology"],
     ["op", "device", "devices", "plan", "thread_pool"],
-    ["architecture", "model_config", "weights", "partition", "predictor", "tokenizer", "pre_tokenizer", "sampler",
+    ["architecture", "model_config", "weights", "tokenizer", "pre_tokenizer", "sampler",
      "kv_cache", "model"],
-    ["memory_plan", "planner", "executor", "profile"],
-    ["session", "engine", "generation", "perplexity", "version"],
+    ["planner", "executor"],
+    ["engine", "generation", "perplexity", "version"],
 ]
 # What a layer of core/ may include: L3 knows no devices, so not L2.
 ALLOWED = {0: {0}, 1: {0, 1}, 2: {0, 1, 2}, 3: {0, 1, 3}, 4: {0, 1, 2, 3, 4}, 5: {0, 1, 2, 3, 4, 5}}
@@ -85,7 +85,7 @@ def test_includes_follow_the_layers(file):
 BELOW_THE_SURFACE = {"tools/bench_kernels.cpp"}
 
 
-@pytest.mark.parametrize("file", [f for f in files("tools", "python", "examples") if not f.endswith((".py", ".pyi"))])
+@pytest.mark.parametrize("file", [f for f in files("tools", "python") if not f.endswith((".py", ".pyi"))])
 def test_tools_and_bindings_use_the_public_header(file):
     own = [path for is_own, path in includes(file) if is_own]
     if file not in BELOW_THE_SURFACE:
