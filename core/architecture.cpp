@@ -6,8 +6,13 @@ namespace hotset {
 namespace {
 
 constexpr Architecture kTable[] = {
-    {"llama", NormKind::kRms, Activation::kSilu, true, RopeLayout::kInterleaved},
+    {"llama", NormKind::kRms, Activation::kSilu, true, Positions::kRope, RopeLayout::kInterleaved},
+    {"arcee", NormKind::kRms, Activation::kRelu2, false, Positions::kRope, RopeLayout::kInterleaved},
+    {"nemotron", NormKind::kLayer, Activation::kRelu2, false, Positions::kRope, RopeLayout::kHalfSplit},
+    {"opt", NormKind::kLayer, Activation::kRelu, false, Positions::kLearned, {}},
 };
+
+constexpr Activation kActivations[] = {Activation::kSilu, Activation::kRelu, Activation::kRelu2, Activation::kDRelu};
 
 }  // namespace
 
@@ -15,14 +20,22 @@ const char* activation_name(Activation activation) {
   switch (activation) {
     case Activation::kSilu: return "silu";
     case Activation::kRelu: return "relu";
+    case Activation::kRelu2: return "relu2";
+    case Activation::kDRelu: return "drelu";
   }
   return "?";
 }
 
 std::optional<Activation> parse_activation(const std::string& name) {
-  for (const Activation activation : {Activation::kSilu, Activation::kRelu})
+  for (const Activation activation : kActivations)
     if (name == activation_name(activation)) return activation;
   return std::nullopt;
+}
+
+std::string known_activations() {
+  std::string out;
+  for (const Activation activation : kActivations) out += (out.empty() ? "" : ", ") + std::string(activation_name(activation));
+  return out;
 }
 
 const Architecture* find_architecture(const std::string& name) {

@@ -10,19 +10,22 @@
 
 namespace hotset {
 
-const char* activation_name(Activation activation);                   // "silu", "relu"
+const char* activation_name(Activation activation);                   // "silu", "relu", "relu2", "drelu"
 std::optional<Activation> parse_activation(const std::string& name);  // nullopt for an unknown one
+std::string known_activations();                                      // their names, for messages
 
 // Whether a unit's output is exactly zero for part of its inputs, so that it can be skipped without loss.
-inline bool is_sparse(Activation activation) { return activation == Activation::kRelu; }
+inline bool is_sparse(Activation activation) { return activation != Activation::kSilu; }
 
-// One row per value of `general.architecture`. All layers of today's families are alike.
+// One row per value of `general.architecture`. All layers of today's families are alike. Biases are not a column: they
+// are taken where a file has them.
 struct Architecture {
   const char* name;
   NormKind norm;
   Activation usual_activation;  // for files that do not say
-  bool gated;                   // h = act(gate) * up; the gate row detects
-  RopeLayout rope;
+  bool gated;                   // h = act(gate) * up, and the gate row detects; else h = act(up), and the up row detects
+  Positions positions;
+  RopeLayout rope;  // with Positions::kRope
 };
 
 // nullptr when the family is not in the table.

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/plan.h"
+#include "core/unit_counts.h"
 
 namespace hotset {
 
@@ -52,6 +53,7 @@ class Program {
   // Address of a buffer's row 0, readable by the host after synchronize() if the device says so.
   virtual const float* buffer(BufferId id) const = 0;
   virtual size_t buffer_bytes() const = 0;  // activations and scratch this program holds
+  virtual UnitCounts unit_counts() const = 0;
 };
 
 struct DeviceInfo {

@@ -18,6 +18,8 @@ constexpr int64_t kMaxLogitBytes = int64_t{64} << 20;
 // Activations of a step may take this much, or as much as the weights: a model with few weights and wide layers gets
 // smaller steps, not gigabytes.
 constexpr uint64_t kMinActivationBytes = uint64_t{64} << 20;
+// Steps of at most this many rows skip inactive units in exact mode; more rows together need most units anyway.
+constexpr int64_t kExactRows = 8;
 // KV memory is allocated in pieces of about this size.
 constexpr int64_t kSlabBytes = int64_t{16} << 20;
 
@@ -32,10 +34,10 @@ void check_options(const EngineOptions& options) {
     fail_option("n_ctx", "0 (as the model) to 2^30", cat(options.n_ctx));
   if (options.n_batch < 1 || options.n_batch > 65536) fail_option("n_batch", "1 to 65536", cat(options.n_batch));
   if (options.n_sequences < 0) fail_option("n_sequences", "0 (no limit) or more", cat(options.n_sequences));
-  if (options.mode == "exact" || options.mode == "predict")
-    throw UnsupportedModelError(error_text("engine", "mode", "auto or dense (sparse modes are not in this version)",
-                                           quoted(options.mode), "use --mode dense"));
-  if (options.mode != "auto" && options.mode != "dense")
+  if (options.mode == "predict")
+    throw UnsupportedModelError(error_text("engine", "mode", "auto, exact or dense (predict is not in this version)",
+                                           quoted(options.mode), "use --mode exact"));
+  if (options.mode != "auto" && options.mode != "dense" && options.mode != "exact")
     fail_option("mode", "auto, dense, exact or predict", quoted(options.mode));
   if (options.kv_type == "q8_0")
     throw UnsupportedModelError(error_text("engine", "kv_type", "auto, f16 or f32 (q8_0 is not in this version)",
@@ -47,6 +49,16 @@ void check_options(const EngineOptions& options) {
                                  "\"virtual\"", "use --device cpu"));
   if (options.device != "auto" && options.device != "cpu" && options.device != "cuda")
     fail_option("device", "auto, cpu or cuda", quoted(options.device));
+}
+
+// Whether inactive units are skipped: where the activation makes exact zeros, unless dense is asked for.
+bool skips_units(const EngineOptions& options, const ModelConfig& config) {
+  const bool sparse = is_sparse(config.activation);
+  if (options.mode == "exact" && !sparse)
+    throw UnsupportedModelError(error_text("engine", "mode exact", "an activation that makes exact zeros",
+                                           quoted(activation_name(config.activation)),
+                                           "use --mode dense, or --activation when the file is wrong"));
+  return sparse && options.mode != "dense";
 }
 
 // The one environment variable of the library: HOTSET_ISA names the instruction set when the options do not.
@@ -68,13 +80,29 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
   check_options(options);
   const ModelConfig& config = model->config();
   n_ctx_ = options.n_ctx > 0 ? options.n_ctx : config.n_ctx_train;
+  if (n_ctx_ > config.n_ctx_train && config.arch->positions == Positions::kLearned)
+    fail_option("n_ctx", cat("at most ", config.n_ctx_train, ", the positions that the model has learned"), cat(n_ctx_));
   if (n_ctx_ > config.n_ctx_train)
     log_to(options.log, LogLevel::kWarning,
            cat("[engine] a context of ", n_ctx_, " is longer than the ", config.n_ctx_train,
                " positions the model was trained for; the end may be nonsense"));
   const bool f32_kv = options.kv_type == "f32" || (options.kv_type == "auto" && model->weights().all_f32);
   kv_type_ = f32_kv ? DType::kF32 : DType::kF16;
+  exact_ = skips_units(options, config);
+  memory_limit_ = physical_memory_bytes();
   device_ = make_device(options);
+  executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get()}, make_plans(options));
+  const int64_t blocks_each = (n_ctx_ + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions;
+  pool_ = std::make_unique<KvBlockPool>(options.n_sequences > 0 ? blocks_each * options.n_sequences : INT32_MAX);
+  const int64_t block_bytes = static_cast<int64_t>(executor_->plan().kv.block_bytes());
+  blocks_per_slab_ = std::clamp<int64_t>(kSlabBytes / block_bytes, 1, 1024);
+}
+
+const Weights& EngineImpl::weights() const { return model->weights(); }
+
+// The dense plan, and before it, in exact mode, the one for few rows.
+std::vector<Plan> EngineImpl::make_plans(const EngineOptions& options) const {
+  const ModelConfig& config = model->config();
   PlanOptions plan_options;
   plan_options.max_rows = std::min<int64_t>(options.n_batch, n_ctx_ * std::max(options.n_sequences, 1));
   plan_options.max_rows = std::max<int64_t>(plan_options.max_rows, std::min<int64_t>(options.n_batch, 64));
@@ -82,15 +110,16 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
   plan_options.max_output_rows = std::clamp<int64_t>(kMaxLogitBytes / logit_bytes, 1, plan_options.max_rows);
   plan_options.max_positions = n_ctx_;
   plan_options.kv_type = kv_type_;
-  Plan plan = build_dense_plan(config, model->weights(), plan_options);
-  memory_limit_ = physical_memory_bytes();
-  plan.max_rows = affordable_rows(plan);
-  plan.max_output_rows = std::min(plan.max_output_rows, plan.max_rows);
-  executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get()}, std::move(plan));
-  const int64_t blocks_each = (n_ctx_ + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions;
-  pool_ = std::make_unique<KvBlockPool>(options.n_sequences > 0 ? blocks_each * options.n_sequences : INT32_MAX);
-  const int64_t block_bytes = static_cast<int64_t>(executor_->plan().kv.block_bytes());
-  blocks_per_slab_ = std::clamp<int64_t>(kSlabBytes / block_bytes, 1, 1024);
+  std::vector<Plan> out;
+  out.push_back(build_plan(config, weights(), plan_options));
+  out[0].max_rows = affordable_rows(out[0]);
+  out[0].max_output_rows = std::min(out[0].max_output_rows, out[0].max_rows);
+  if (!exact_) return out;
+  plan_options.exact = true;
+  plan_options.max_rows = std::min(kExactRows, out[0].max_rows);
+  plan_options.max_output_rows = std::min(kExactRows, out[0].max_output_rows);
+  out.insert(out.begin(), build_plan(config, weights(), plan_options));
+  return out;
 }
 
 // How many rows of the plan fit the memory that activations may take; at least one.
@@ -109,7 +138,7 @@ EngineInfo EngineImpl::info() const {
   EngineInfo out;
   out.device = device.kind;
   out.isa = device.detail;
-  out.mode = "dense";
+  out.mode = exact_ ? "exact" : "dense";
   out.kv_type = kv_type_ == DType::kF16 ? "f16" : "f32";
   out.n_threads = device.n_threads;
   out.n_ctx = n_ctx_;
@@ -119,6 +148,11 @@ EngineInfo EngineImpl::info() const {
   if (!model->weights().tied) out.weight_bytes_per_token -= table.size_bytes() - table.row_stride;
   out.kv_bytes_per_position = kv.block_bytes() / static_cast<uint64_t>(KvLayout::kBlockPositions);
   out.buffer_bytes = executor_->buffer_bytes();
+  if (!exact_) return out;
+  for (const LayerWeights& layer : weights().layers) {
+    out.skippable_bytes_per_token += layer.ffn_down_t.view.size_bytes();
+    if (layer.ffn_gate) out.skippable_bytes_per_token += layer.ffn_up.view.size_bytes();
+  }
   return out;
 }
 
@@ -292,6 +326,7 @@ std::shared_ptr<Engine> Engine::create(std::shared_ptr<const Model> model, const
 
 const Model& Engine::model() const { return *impl_->model; }
 EngineInfo Engine::info() const { return impl_->info(); }
+UnitCounts Engine::unit_counts() const { return impl_->unit_counts(); }
 Session Engine::open_session() { return Session(shared_from_this(), std::make_unique<SequenceState>()); }
 
 void Engine::advance(std::span<const Entry> entries, const StopCheck& stop) {

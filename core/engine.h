@@ -20,6 +20,7 @@
 #include "core/model.h"
 #include "core/sampler.h"
 #include "core/tokenizer.h"
+#include "core/unit_counts.h"
 
 namespace hotset {
 
@@ -36,7 +37,7 @@ struct EngineOptions {
   int32_t n_batch = 512;         // rows computed at once in prefill
   int32_t n_sequences = 0;       // sequences that may be open at n_ctx each; 0 = no fixed number, memory is the limit
   std::string kv_type = "auto";  // "f16", "f32", or "auto": f32 for models whose weights are all F32, else f16
-  std::string mode = "auto";     // "auto" | "dense" (sparse modes: see docs)
+  std::string mode = "auto";     // "dense" | "exact" (skip inactive units, same results) | "auto": exact where it can
   std::string device = "auto";   // "auto" | "cpu" | "cuda"
   std::string isa{};             // "" = best here (or HOTSET_ISA), "generic", "avx2", "avx512"
   LogSink log{};
@@ -52,6 +53,7 @@ struct EngineInfo {
   int64_t n_ctx = 0;
   uint64_t weight_bytes = 0;            // mapped from the file, not copied
   uint64_t weight_bytes_per_token = 0;  // read by one dense decode token
+  uint64_t skippable_bytes_per_token = 0;  // part of it that exact mode reads for active units only
   uint64_t kv_bytes_per_position = 0;
   uint64_t buffer_bytes = 0;  // activations and scratch
 };
@@ -71,6 +73,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   const Model& model() const;
   EngineInfo info() const;
+  UnitCounts unit_counts() const;  // of exact steps since the engine was made
   Session open_session();
 
   // Tokens to add to one session in a step, and which of their logits are wanted.

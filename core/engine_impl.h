@@ -44,6 +44,7 @@ class EngineImpl {
   EngineImpl(std::shared_ptr<const Model> model, const EngineOptions& options);
 
   EngineInfo info() const;
+  UnitCounts unit_counts() const { return executor_->unit_counts(); }
   void advance(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states,
                const StopCheck& stop);
   // Forgets positions from n on and gives their blocks back.
@@ -60,6 +61,8 @@ class EngineImpl {
     size_t n_logits = 0;
   };
 
+  const Weights& weights() const;
+  std::vector<Plan> make_plans(const EngineOptions& options) const;
   int64_t affordable_rows(const Plan& plan) const;
   void check(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states) const;
   void reserve_blocks(SequenceState& state, size_t n_positions);
@@ -72,6 +75,7 @@ class EngineImpl {
   std::mutex blocks_mutex_;  // held shortly: guards pool_ and slabs_; a running step touches only its own blocks
   std::unique_ptr<Device> device_;
   std::unique_ptr<Executor> executor_;
+  bool exact_ = false;  // few rows skip inactive units
   DType kv_type_ = DType::kF16;
   int64_t n_ctx_ = 0;
   uint64_t memory_limit_ = 0;

@@ -1,4 +1,4 @@
-// Runs the steps of a plan: launches the program of every lane and joins them.
+// Runs steps: picks the plan for the number of rows, launches its program on every lane and joins them.
 #pragma once
 
 #include <memory>
@@ -11,22 +11,30 @@ namespace hotset {
 
 class Executor {
  public:
-  // devices[i] serves lane i. The devices and the plan's weights must outlive the executor.
-  Executor(std::vector<Device*> devices, Plan plan);
+  // devices[i] serves lane i. Plans of one model in ascending order of max_rows; they give the same results and share
+  // KV memory. The devices and the plans' weights must outlive the executor.
+  Executor(std::vector<Device*> devices, std::vector<Plan> plans);
 
-  // Computes one step. Rethrows the first error of any lane after all have stopped.
+  // Computes one step with the first plan that has room for it. Rethrows the first error of any lane after all have
+  // stopped.
   void run(const StepParams& params);
 
   // Logits of the latest step's output rows: (n_output_rows, n_vocab).
   const float* logits() const;
 
-  const Plan& plan() const { return plan_; }
+  // The plan for most rows.
+  const Plan& plan() const { return buckets_.back().plan; }
   size_t buffer_bytes() const;
+  UnitCounts unit_counts() const;  // of all programs
 
  private:
+  struct Bucket {
+    Plan plan;
+    std::vector<std::unique_ptr<Program>> programs;  // one per lane
+  };
   std::vector<Device*> devices_;
-  Plan plan_;
-  std::vector<std::unique_ptr<Program>> programs_;  // one per lane
+  std::vector<Bucket> buckets_;
+  const Bucket* latest_ = nullptr;  // whose logits are the latest step's
 };
 
 }  // namespace hotset

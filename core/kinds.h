@@ -5,8 +5,15 @@
 
 namespace hotset {
 
-enum class NormKind { kRms };
-enum class Activation { kSilu, kRelu };
+enum class NormKind { kRms, kLayer };
+// What a unit makes of its products: act(gate) * up where there is a gate, else act(up).
+enum class Activation {
+  kSilu,
+  kRelu,
+  kRelu2,  // max(x, 0)^2
+  kDRelu,  // max(gate, 0) * max(up, 0), gated only
+};
+enum class Positions { kRope, kLearned };            // rotated queries and keys, or a table added to the embedding
 enum class RopeLayout { kInterleaved, kHalfSplit };  // GGUF "NORM" and "NEOX"
 
 }  // namespace hotset

@@ -61,6 +61,7 @@ class ConfigReader {
 };
 
 void read_rope(const GgufFile& file, const ConfigReader& reader, ModelConfig& config) {
+  if (config.arch->positions != Positions::kRope) return;
   config.n_rot = reader.integer("rope.dimension_count", 2, config.head_dim, config.head_dim);
   if (config.n_rot % 2 != 0) reader.fail("rope.dimension_count", "an even number", cat(config.n_rot));
   config.rope_freq_base = reader.number("rope.freq_base", 1, 1e12, 10000);
@@ -83,8 +84,10 @@ void read_activation(const GgufFile& file, const ConfigReader& reader, const std
   const std::optional<Activation> activation = parse_activation(name);
   if (!activation && !chosen.empty())
     throw std::invalid_argument(
-        error_text("config", "--activation", "silu or relu", quoted(name), "choose one of them"));
-  if (!activation) reader.unsupported("hidden_activation", "silu or relu", quoted(name));
+        error_text("config", "--activation", known_activations(), quoted(name), "choose one of them"));
+  if (!activation) reader.unsupported("hidden_activation", known_activations(), quoted(name));
+  if (*activation == Activation::kDRelu && !config.arch->gated)
+    reader.unsupported("hidden_activation", "an activation for units without a gate", quoted(name));
   config.activation = *activation;
 }
 
@@ -120,7 +123,9 @@ ModelConfig read_model_config(const GgufFile& file, const std::string& activatio
   if (value_dim != config.head_dim)
     reader.unsupported("attention.value_length", cat(config.head_dim, " as the keys have"), cat(value_dim));
   config.n_ctx_train = reader.integer("context_length", 1, int64_t{1} << 30);
-  config.norm_eps = reader.number("attention.layer_norm_rms_epsilon", 0, 1, std::nan(""));
+  const bool is_rms = config.arch->norm == NormKind::kRms;
+  config.norm_eps =
+      reader.number(is_rms ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon", 0, 1, std::nan(""));
   if (reader.integer("expert_count", 0, 1 << 16, 0) != 0)
     reader.unsupported("expert_count", "a dense model", "experts");
   read_rope(file, reader, config);

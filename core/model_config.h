@@ -20,7 +20,7 @@ struct ModelConfig {
   int64_t n_head = 0;
   int64_t n_head_kv = 0;
   int64_t head_dim = 0;
-  int64_t n_rot = 0;  // rotated elements of a head, even, <= head_dim
+  int64_t n_rot = 0;  // rotated elements of a head, even, <= head_dim; 0 with learned positions
   int64_t n_vocab = 0;
   int64_t n_ctx_train = 0;
   float norm_eps = 0;

@@ -2,7 +2,8 @@
 //
 // Operands are numbers: a BufferId names an activation buffer of the plan, a WeightId a weight. Activations are
 // float32, (n_rows, n_cols) row by row, where n_rows is the step's number of rows unless said otherwise. An op reads
-// its inputs completely before it writes, per row; `out` may equal an input only where that is said.
+// its inputs completely before it writes, per row; `out` may equal an input only where that is said. Operands called
+// optional may be absent (index -1). A bias is F32 and added to the finished product.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +15,7 @@ namespace hotset {
 
 struct BufferId {
   int32_t index = -1;
+  explicit operator bool() const { return index >= 0; }
   bool operator==(const BufferId& other) const { return index == other.index; }
 };
 
@@ -30,17 +32,26 @@ struct Embed {
   BufferId out;
 };
 
-// out (n_embd) = x / rms(x) * weight. out may equal in.
+// x (n_embd) += row `position` of table (n_embd, n_positions).
+struct EmbedPosition {
+  WeightId table;
+  BufferId x;
+};
+
+// kRms: out (n_embd) = in / rms(in) * weight. kLayer: out = (in - mean(in)) / deviation(in) * weight + bias.
+// out may equal in.
 struct Norm {
   NormKind kind;
   WeightId weight;  // (n_embd) F32
+  WeightId bias;    // (n_embd) F32, kLayer only, optional
   float eps;
   BufferId in, out;
 };
 
-// out (n_out) = weight (n_in, n_out) times in (n_in).
+// out (n_out) = weight (n_in, n_out) times in (n_in) + bias (n_out).
 struct MatMul {
   WeightId weight;
+  WeightId bias;  // optional
   BufferId in, out;
 };
 
@@ -72,18 +83,38 @@ struct Attention {
   BufferId q, out;
 };
 
-// out (n_ff) = act(gate) * up. out may equal gate or up.
-struct GatedActivation {
+// out (n_ff) = act(gate) * up, or act(up) without a gate. out may equal gate or up.
+struct Activate {
   Activation activation;
-  BufferId gate, up, out;
+  BufferId gate;  // optional
+  BufferId up, out;
 };
 
-// The feed-forward network over units stored as rows: out (n_embd) = sum over units u of
-// act(gate_u . in) * (up_u . in) * down_t_u. Units are summed in the canonical order of kUnitRanges fixed ranges.
+// out (n_ff) = the products whose sign decides which units are active: weight times in + bias for every unit. The
+// weight is ffn_gate where there is one, else ffn_up.
+struct Detect {
+  WeightId weight;  // (n_embd, n_ff)
+  WeightId bias;    // optional
+  BufferId in, out;
+};
+
+// out (a unit list) = the active units of each row in ascending order: those whose detect value is not <= 0, so that a
+// NaN stays visible. All other units add exactly nothing to a ReLU network.
+struct SelectUnits {
+  BufferId in;   // from Detect
+  BufferId out;  // a buffer of kind kUnits
+};
+
+// The feed-forward network over units stored as rows: out (n_embd) = sum over the listed units u of h_u * down_t_u, plus
+// down_bias, where h_u = act(gate_u . in) * (up_u . in) or, without a gate, act(up_u . in). Units are summed in the
+// canonical order of kUnitRanges fixed ranges; a unit left out counts as h_u = 0. Without `units` every unit is summed.
 struct SparseFfn {
   Activation activation;
-  WeightId gate, up;  // (n_embd, n_ff)
-  WeightId down_t;    // (n_embd, n_ff): a unit's outgoing weights are one row
+  WeightId gate, gate_bias;  // (n_embd, n_ff) and (n_ff); both optional
+  WeightId up, up_bias;      // (n_embd, n_ff) and (n_ff); the bias optional
+  WeightId down_t;           // (n_embd, n_ff): a unit's outgoing weights are one row
+  WeightId down_bias;        // (n_embd), optional
+  BufferId detected, units;  // the detect values of all units and the list of those to compute; both or neither
   BufferId in, out;
 };
 
@@ -109,7 +140,7 @@ inline int64_t unit_range_begin(int64_t n_ff, int64_t range) {
 }
 
 // A closed set: a device that lacks an op does not compile.
-using Op = std::variant<op::Embed, op::Norm, op::MatMul, op::RopeAngles, op::Rope, op::StoreKv, op::Attention,
-                        op::GatedActivation, op::SparseFfn, op::Add, op::SelectRows>;
+using Op = std::variant<op::Embed, op::EmbedPosition, op::Norm, op::MatMul, op::RopeAngles, op::Rope, op::StoreKv,
+                        op::Attention, op::Activate, op::Detect, op::SelectUnits, op::SparseFfn, op::Add, op::SelectRows>;
 
 }  // namespace hotset

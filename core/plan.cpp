@@ -24,20 +24,31 @@ class Printer {
     return std::visit(
         Overloaded{
             [&](const op::Embed& o) { return cat(b(o.out), " = Embed(", w(o.table), ")"); },
-            [&](const op::Norm& o) { return cat(b(o.out), " = Norm(", w(o.weight), "; ", b(o.in), ")"); },
-            [&](const op::MatMul& o) { return cat(b(o.out), " = MatMul(", w(o.weight), "; ", b(o.in), ")"); },
+            [&](const op::EmbedPosition& o) { return cat(b(o.x), " = EmbedPosition(", w(o.table), "; ", b(o.x), ")"); },
+            [&](const op::Norm& o) {
+              return cat(b(o.out), " = ", o.kind == NormKind::kRms ? "Norm(" : "LayerNorm(", w(o.weight), plus(o.bias),
+                         "; ", b(o.in), ")");
+            },
+            [&](const op::MatMul& o) {
+              return cat(b(o.out), " = MatMul(", w(o.weight), plus(o.bias), "; ", b(o.in), ")");
+            },
             [&](const op::RopeAngles& o) { return cat(b(o.out), " = RopeAngles(positions)"); },
             [&](const op::Rope& o) { return cat(b(o.x), " = Rope(", o.n_head, " heads; ", b(o.angles), ")"); },
             [&](const op::StoreKv& o) { return cat("kv[", o.layer, "] = StoreKv(", b(o.k), ", ", b(o.v), ")"); },
             [&](const op::Attention& o) {
               return cat(b(o.out), " = Attention(", o.n_head, " heads; ", b(o.q), ", kv[", o.layer, "])");
             },
-            [&](const op::GatedActivation& o) {
-              return cat(b(o.out), " = GatedActivation(", b(o.gate), ", ", b(o.up), ")");
+            [&](const op::Activate& o) {
+              return cat(b(o.out), " = Activate(", o.gate ? b(o.gate) + ", " : "", b(o.up), ")");
             },
+            [&](const op::Detect& o) {
+              return cat(b(o.out), " = Detect(", w(o.weight), plus(o.bias), "; ", b(o.in), ")");
+            },
+            [&](const op::SelectUnits& o) { return cat(b(o.out), " = SelectUnits(", b(o.in), ")"); },
             [&](const op::SparseFfn& o) {
-              return cat(b(o.out), " = SparseFfn(all units; ", w(o.gate), ", ", w(o.up), ", ", w(o.down_t), "; ",
-                         b(o.in), ")");
+              const std::string units = o.units ? cat(b(o.units), " by ", b(o.detected)) : "all units";
+              return cat(b(o.out), " = SparseFfn(", units, "; ", o.gate ? w(o.gate) + plus(o.gate_bias) + ", " : "",
+                         w(o.up), plus(o.up_bias), ", ", w(o.down_t), plus(o.down_bias), "; ", b(o.in), ")");
             },
             [&](const op::Add& o) { return cat(b(o.out), " = Add(", b(o.a), ", ", b(o.b), ")"); },
             [&](const op::SelectRows& o) { return cat(b(o.out), " = SelectRows(", b(o.in), ")"); },
@@ -51,6 +62,9 @@ class Printer {
     if (!id) return "?";
     const WeightDesc& weight = plan_.weights[static_cast<size_t>(id.index)];
     return cat(weight.name, " ", dtype_name(weight.view.dtype));
+  }
+  std::string plus(WeightId bias) const {
+    return bias ? " + " + plan_.weights[static_cast<size_t>(bias.index)].name : "";
   }
   const Plan& plan_;
 };
@@ -130,18 +144,43 @@ class Linter {
   }
   void same_rows(BufferId a, BufferId b) { expect(plan_.buffer(a).rows == plan_.buffer(b).rows, "equal row kinds"); }
 
+  void kind(BufferId id, BufferKind wanted) {
+    if (id.index < 0 || static_cast<size_t>(id.index) >= plan_.buffers.size()) return;
+    expect(plan_.buffer(id).kind == wanted,
+           cat(plan_.buffer(id).name, wanted == BufferKind::kUnits ? " is a unit list" : " is no unit list"));
+  }
+  // An optional F32 vector of n values.
+  void vector(WeightId id, int64_t n) {
+    if (!id) return;
+    if (has(id)) expect(plan_.weight(id).dtype == DType::kF32 && plan_.weight(id).n_cols == n, "a bias has n_out values");
+  }
+
+  void check(const op::EmbedPosition& o) {
+    if (has(o.table)) {
+      columns(o.x, plan_.weight(o.table).n_cols);
+      expect(plan_.weight(o.table).n_rows >= plan_.max_positions, "a row of the table for every position");
+    }
+    if (reads(o.x)) writes(o.x);
+  }
   void check(const op::Embed& o) {
     if (has(o.table)) columns(o.out, plan_.weight(o.table).n_cols);
     writes(o.out);
   }
   void check(const op::Norm& o) {
     if (has(o.weight)) columns(o.in, plan_.weight(o.weight).n_cols), columns(o.out, plan_.weight(o.weight).n_cols);
+    if (o.weight) vector(o.bias, plan_.weight(o.weight).n_cols);
+    expect(!o.bias || o.kind == NormKind::kLayer, "only a LayerNorm has a bias");
     if (reads(o.in) && writes(o.out)) same_rows(o.in, o.out);
   }
   void check(const op::MatMul& o) {
-    if (has(o.weight)) columns(o.in, plan_.weight(o.weight).n_cols), columns(o.out, plan_.weight(o.weight).n_rows);
+    product(o.weight, o.bias, o.in, o.out);
     expect(!(o.in == o.out), "MatMul does not write its input");
     if (reads(o.in) && writes(o.out)) same_rows(o.in, o.out);
+  }
+  void product(WeightId weight, WeightId bias, BufferId in, BufferId out) {
+    if (!has(weight)) return;
+    columns(in, plan_.weight(weight).n_cols), columns(out, plan_.weight(weight).n_rows);
+    vector(bias, plan_.weight(weight).n_rows);
   }
   void check(const op::RopeAngles& o) {
     columns(o.out, static_cast<int64_t>(plan_.rope_freqs.size()) * 2);
@@ -165,18 +204,35 @@ class Linter {
     expect(plan_.kv.n_head_kv > 0 && o.n_head % plan_.kv.n_head_kv == 0, "heads divide into KV heads");
     reads(o.q), writes(o.out);
   }
-  void check(const op::GatedActivation& o) {
-    if (reads(o.gate) && reads(o.up) && writes(o.out))
-      columns(o.gate, plan_.buffer(o.out).n_cols), columns(o.up, plan_.buffer(o.out).n_cols);
+  void check(const op::Activate& o) {
+    if ((o.gate && !reads(o.gate)) || !reads(o.up) || !writes(o.out)) return;
+    if (o.gate) columns(o.gate, plan_.buffer(o.out).n_cols);
+    columns(o.up, plan_.buffer(o.out).n_cols);
+  }
+  void check(const op::Detect& o) {
+    product(o.weight, o.bias, o.in, o.out);
+    expect(!(o.in == o.out), "Detect does not write its input");
+    if (reads(o.in) && writes(o.out)) same_rows(o.in, o.out);
+  }
+  void check(const op::SelectUnits& o) {
+    kind(o.in, BufferKind::kFloats), kind(o.out, BufferKind::kUnits);
+    if (!reads(o.in) || !writes(o.out)) return;
+    columns(o.out, plan_.buffer(o.in).n_cols + 1);
+    same_rows(o.in, o.out);
   }
   void check(const op::SparseFfn& o) {
-    if (has(o.gate) && has(o.up) && has(o.down_t)) {
-      const TensorView& gate = plan_.weight(o.gate);
-      for (const WeightId id : {o.gate, o.up, o.down_t})
-        expect(plan_.weight(id).n_cols == gate.n_cols && plan_.weight(id).n_rows == gate.n_rows,
+    if ((!o.gate || has(o.gate)) && has(o.up) && has(o.down_t)) {
+      const TensorView& up = plan_.weight(o.up);
+      for (const WeightId id : {o.gate, o.down_t})
+        expect(!id || (plan_.weight(id).n_cols == up.n_cols && plan_.weight(id).n_rows == up.n_rows),
                "gate, up and down_t have one shape");
-      columns(o.in, gate.n_cols), columns(o.out, gate.n_cols);
+      vector(o.gate_bias, up.n_rows), vector(o.up_bias, up.n_rows), vector(o.down_bias, up.n_cols);
+      columns(o.in, up.n_cols), columns(o.out, up.n_cols);
+      if (o.units) columns(o.detected, up.n_rows), columns(o.units, up.n_rows + 1);
     }
+    expect(static_cast<bool>(o.detected) == static_cast<bool>(o.units), "detect values and a unit list, or neither");
+    expect(o.activation != Activation::kDRelu || o.gate, "dReLU has a gate");
+    if (o.units) kind(o.units, BufferKind::kUnits), reads(o.detected), reads(o.units);
     expect(!(o.in == o.out), "SparseFfn does not write its input");
     if (reads(o.in) && writes(o.out)) same_rows(o.in, o.out);
   }
@@ -217,7 +273,7 @@ uint64_t row_memory_bytes(const Plan& plan) {
   uint64_t n_units = 0;
   for (const Step& step : plan.steps)
     if (const auto* ffn = std::get_if<op::SparseFfn>(&step.op))
-      n_units = std::max(n_units, 2 * static_cast<uint64_t>(plan.weight(ffn->gate).n_rows));
+      n_units = std::max(n_units, 2 * static_cast<uint64_t>(plan.weight(ffn->up).n_rows));
   // A quantised copy has a byte per element and two words per 32.
   return n_floats * 4 + n_floats * 5 / 4 + n_units * 4;
 }

@@ -13,11 +13,15 @@ namespace hotset {
 // Which rows a buffer has: one per row of the step, or one per row whose logits are asked for.
 enum class BufferRows { kAll, kOutput };
 
-// A float32 activation buffer of n_cols columns.
+// What a row of a buffer holds: n_cols float32, or a unit list, which is int32: the number of units and then the units,
+// ascending, in n_cols = n_ff + 1 columns.
+enum class BufferKind { kFloats, kUnits };
+
 struct BufferDesc {
   std::string name;
   int64_t n_cols = 0;
   BufferRows rows = BufferRows::kAll;
+  BufferKind kind = BufferKind::kFloats;
 };
 
 // A weight by its GGUF name; `view` is where the model has it (host memory, usually the mapped file).

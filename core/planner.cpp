@@ -22,7 +22,7 @@ std::vector<double> rope_frequencies(const ModelConfig& config, const Weights& w
 // Appends buffers, weights and steps of one lane to a plan.
 class PlanBuilder {
  public:
-  PlanBuilder(const ModelConfig& config, const PlanOptions& options) : config_(config) {
+  PlanBuilder(const ModelConfig& config, const PlanOptions& options) : config_(config), exact_(options.exact) {
     plan_.max_rows = options.max_rows;
     plan_.max_output_rows = options.max_output_rows;
     plan_.max_positions = options.max_positions;
@@ -32,18 +32,26 @@ class PlanBuilder {
     const int64_t n_kv = config.n_head_kv * config.head_dim;
     x_ = buffer("x", config.n_embd);
     x_norm_ = buffer("x_norm", config.n_embd);
-    angles_ = buffer("angles", config.n_rot);
+    if (has_rope()) angles_ = buffer("angles", config.n_rot);
     q_ = buffer("q", n_q);
     k_ = buffer("k", n_kv);
     v_ = buffer("v", n_kv);
     attn_ = buffer("attn", n_q);
     y_ = buffer("y", config.n_embd);
+    if (!exact_) return;
+    detected_ = buffer("detected", config.n_ff);
+    units_ = buffer("units", config.n_ff + 1);
+    plan_.buffers.back().kind = BufferKind::kUnits;
   }
 
   Plan build(const Weights& weights) {
-    plan_.rope_freqs = rope_frequencies(config_, weights);
     add(op::Embed{weight(weights.token_embd), x_});
-    add(op::RopeAngles{angles_});
+    if (has_rope()) {
+      plan_.rope_freqs = rope_frequencies(config_, weights);
+      add(op::RopeAngles{angles_});
+    } else {
+      add(op::EmbedPosition{weight(weights.position_embd), x_});
+    }
     for (int64_t layer = 0; layer < config_.n_layer; ++layer) {
       const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
       attention(w, layer);
@@ -54,68 +62,101 @@ class PlanBuilder {
   }
 
  private:
+  bool has_rope() const { return config_.arch->positions == Positions::kRope; }
+
   BufferId buffer(const std::string& name, int64_t n_cols, BufferRows rows = BufferRows::kAll) {
     plan_.buffers.push_back({name, n_cols, rows});
     return {static_cast<int32_t>(plan_.buffers.size()) - 1};
   }
+  // The id of a weight; none for a tensor that the model lacks.
   WeightId weight(const NamedTensor& tensor) {
+    if (!tensor) return {};
     plan_.weights.push_back({tensor.name, tensor.view});
     return {static_cast<int32_t>(plan_.weights.size()) - 1};
   }
   void add(const Op& op) { plan_.steps.push_back({0, op}); }
 
-  void norm(const NamedTensor& w, BufferId in, BufferId out) {
-    add(op::Norm{config_.arch->norm, weight(w), config_.norm_eps, in, out});
+  void norm(const NamedTensor& w, const NamedTensor& bias, BufferId in, BufferId out) {
+    const WeightId weight_id = weight(w);
+    add(op::Norm{config_.arch->norm, weight_id, weight(bias), config_.norm_eps, in, out});
+  }
+
+  void mat_mul(const NamedTensor& w, const NamedTensor& bias, BufferId in, BufferId out) {
+    const WeightId weight_id = weight(w);
+    add(op::MatMul{weight_id, weight(bias), in, out});
   }
 
   void rope(BufferId x, int64_t n_head) {
-    add(op::Rope{config_.arch->rope, n_head, config_.head_dim, config_.n_rot, angles_, x});
+    if (has_rope()) add(op::Rope{config_.arch->rope, n_head, config_.head_dim, config_.n_rot, angles_, x});
   }
 
   void attention(const LayerWeights& w, int64_t layer) {
-    norm(w.attn_norm, x_, x_norm_);
-    add(op::MatMul{weight(w.attn_q), x_norm_, q_});
-    add(op::MatMul{weight(w.attn_k), x_norm_, k_});
-    add(op::MatMul{weight(w.attn_v), x_norm_, v_});
+    norm(w.attn_norm, w.attn_norm_b, x_, x_norm_);
+    mat_mul(w.attn_q, w.attn_q_b, x_norm_, q_);
+    mat_mul(w.attn_k, w.attn_k_b, x_norm_, k_);
+    mat_mul(w.attn_v, w.attn_v_b, x_norm_, v_);
     rope(q_, config_.n_head);
     rope(k_, config_.n_head_kv);
     add(op::StoreKv{layer, k_, v_});
     const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
     add(op::Attention{layer, config_.n_head, scale, q_, attn_});
-    add(op::MatMul{weight(w.attn_output), attn_, y_});
+    mat_mul(w.attn_output, w.attn_output_b, attn_, y_);
     add(op::Add{x_, y_, x_});
   }
 
   void feed_forward(const LayerWeights& w) {
-    norm(w.ffn_norm, x_, x_norm_);
-    if (w.ffn_down_t) {
-      add(op::SparseFfn{config_.activation, weight(w.ffn_gate), weight(w.ffn_up), weight(w.ffn_down_t), x_norm_, y_});
-    } else {
-      if (gate_.index < 0) gate_ = buffer("gate", config_.n_ff), up_ = buffer("up", config_.n_ff);
-      add(op::MatMul{weight(w.ffn_gate), x_norm_, gate_});
-      add(op::MatMul{weight(w.ffn_up), x_norm_, up_});
-      add(op::GatedActivation{config_.activation, gate_, up_, gate_});
-      add(op::MatMul{weight(w.ffn_down), gate_, y_});
-    }
+    norm(w.ffn_norm, w.ffn_norm_b, x_, x_norm_);
+    if (w.ffn_down_t)
+      unit_rows(w);
+    else
+      standard_layout(w);
     add(op::Add{x_, y_, x_});
+  }
+
+  // Units stored as rows: with exact execution the detect matrix decides which of them are computed.
+  void unit_rows(const LayerWeights& w) {
+    op::SparseFfn ffn{};
+    ffn.activation = config_.activation;
+    ffn.gate = weight(w.ffn_gate), ffn.gate_bias = weight(w.ffn_gate_b);
+    ffn.up = weight(w.ffn_up), ffn.up_bias = weight(w.ffn_up_b);
+    ffn.down_t = weight(w.ffn_down_t), ffn.down_bias = weight(w.ffn_down_b);
+    ffn.in = x_norm_, ffn.out = y_;
+    if (exact_) {
+      ffn.detected = detected_, ffn.units = units_;
+      add(op::Detect{ffn.gate ? ffn.gate : ffn.up, ffn.gate ? ffn.gate_bias : ffn.up_bias, x_norm_, detected_});
+      add(op::SelectUnits{detected_, units_});
+    }
+    add(ffn);
+  }
+
+  void standard_layout(const LayerWeights& w) {
+    if (up_.index < 0) {
+      if (w.ffn_gate) gate_ = buffer("gate", config_.n_ff);
+      up_ = buffer("up", config_.n_ff);
+    }
+    if (w.ffn_gate) mat_mul(w.ffn_gate, w.ffn_gate_b, x_norm_, gate_);
+    mat_mul(w.ffn_up, w.ffn_up_b, x_norm_, up_);
+    add(op::Activate{config_.activation, gate_, up_, up_});
+    mat_mul(w.ffn_down, w.ffn_down_b, up_, y_);
   }
 
   void head(const Weights& weights) {
     const BufferId x_out = buffer("x_out", config_.n_embd, BufferRows::kOutput);
     plan_.logits = buffer("logits", config_.n_vocab, BufferRows::kOutput);
     add(op::SelectRows{x_, x_out});
-    norm(weights.output_norm, x_out, x_out);
-    add(op::MatMul{weight(weights.output), x_out, plan_.logits});
+    norm(weights.output_norm, weights.output_norm_b, x_out, x_out);
+    mat_mul(weights.output, {}, x_out, plan_.logits);
   }
 
   const ModelConfig& config_;
+  const bool exact_;
   Plan plan_;
-  BufferId x_, x_norm_, angles_, q_, k_, v_, attn_, y_, gate_, up_;
+  BufferId x_, x_norm_, angles_, q_, k_, v_, attn_, y_, gate_, up_, detected_, units_;
 };
 
 }  // namespace
 
-Plan build_dense_plan(const ModelConfig& config, const Weights& weights, const PlanOptions& options) {
+Plan build_plan(const ModelConfig& config, const Weights& weights, const PlanOptions& options) {
   Plan plan = PlanBuilder(config, options).build(weights);
   const std::vector<std::string> problems = lint(plan);
   if (!problems.empty())

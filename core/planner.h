@@ -14,10 +14,10 @@ struct PlanOptions {
   int64_t max_output_rows = 512;
   int64_t max_positions = 0;
   DType kv_type = DType::kF16;  // kF16 or kF32
+  bool exact = false;           // compute only active units; needs ffn_down_t in every layer and a sparse activation
 };
 
-// The plan that computes a batch of rows of a model on one device, every unit of every layer (dense).
-// The plan's weights view the model's memory.
-Plan build_dense_plan(const ModelConfig& config, const Weights& weights, const PlanOptions& options);
+// The plan that computes a batch of rows of a model on one device. The plan's weights view the model's memory.
+Plan build_plan(const ModelConfig& config, const Weights& weights, const PlanOptions& options);
 
 }  // namespace hotset

@@ -21,6 +21,8 @@ class WeightReader {
     return take(name, shape_of(n_in, n_out), false);
   }
   NamedTensor vector(const std::string& name, int64_t n) { return take(name, shape_of(n), true); }
+  // The bias that belongs to a weight of n outputs, where the file has one.
+  NamedTensor bias(const std::string& name, int64_t n) { return has(name) ? vector(name, n) : NamedTensor{}; }
 
   // Every tensor of the file must have been taken.
   void finish() const {
@@ -62,18 +64,27 @@ LayerWeights read_layer(WeightReader& reader, const ModelConfig& config, int64_t
   const int64_t n_q = config.n_head * config.head_dim;
   const int64_t n_kv = config.n_head_kv * config.head_dim;
   LayerWeights out;
-  out.attn_norm = reader.vector(prefix + "attn_norm.weight", config.n_embd);
-  out.attn_q = reader.matrix(prefix + "attn_q.weight", config.n_embd, n_q);
-  out.attn_k = reader.matrix(prefix + "attn_k.weight", config.n_embd, n_kv);
-  out.attn_v = reader.matrix(prefix + "attn_v.weight", config.n_embd, n_kv);
-  out.attn_output = reader.matrix(prefix + "attn_output.weight", n_q, config.n_embd);
-  out.ffn_norm = reader.vector(prefix + "ffn_norm.weight", config.n_embd);
-  out.ffn_gate = reader.matrix(prefix + "ffn_gate.weight", config.n_embd, config.n_ff);
-  out.ffn_up = reader.matrix(prefix + "ffn_up.weight", config.n_embd, config.n_ff);
+  const auto norm = [&](const char* name, NamedTensor& weight, NamedTensor& bias) {
+    weight = reader.vector(cat(prefix, name, ".weight"), config.n_embd);
+    if (config.arch->norm == NormKind::kLayer) bias = reader.bias(cat(prefix, name, ".bias"), config.n_embd);
+  };
+  const auto matrix = [&](const char* name, int64_t n_in, int64_t n_out, NamedTensor& weight, NamedTensor& bias) {
+    weight = reader.matrix(cat(prefix, name, ".weight"), n_in, n_out);
+    bias = reader.bias(cat(prefix, name, ".bias"), n_out);
+  };
+  norm("attn_norm", out.attn_norm, out.attn_norm_b);
+  matrix("attn_q", config.n_embd, n_q, out.attn_q, out.attn_q_b);
+  matrix("attn_k", config.n_embd, n_kv, out.attn_k, out.attn_k_b);
+  matrix("attn_v", config.n_embd, n_kv, out.attn_v, out.attn_v_b);
+  matrix("attn_output", n_q, config.n_embd, out.attn_output, out.attn_output_b);
+  norm("ffn_norm", out.ffn_norm, out.ffn_norm_b);
+  if (config.arch->gated) matrix("ffn_gate", config.n_embd, config.n_ff, out.ffn_gate, out.ffn_gate_b);
+  matrix("ffn_up", config.n_embd, config.n_ff, out.ffn_up, out.ffn_up_b);
   if (reader.has(prefix + "ffn_down_t.weight"))
     out.ffn_down_t = reader.matrix(prefix + "ffn_down_t.weight", config.n_embd, config.n_ff);
   else
     out.ffn_down = reader.matrix(prefix + "ffn_down.weight", config.n_ff, config.n_embd);
+  out.ffn_down_b = reader.bias(prefix + "ffn_down.bias", config.n_embd);
   return out;
 }
 
@@ -98,10 +109,13 @@ Weights read_weights(const GgufFile& file, ModelConfig& config) {
   WeightReader reader(file);
   Weights out;
   out.token_embd = reader.matrix("token_embd.weight", config.n_embd, config.n_vocab);
+  if (config.arch->positions == Positions::kLearned)
+    out.position_embd = reader.matrix("position_embd.weight", config.n_embd, config.n_ctx_train);
   out.output_norm = reader.vector("output_norm.weight", config.n_embd);
+  if (config.arch->norm == NormKind::kLayer) out.output_norm_b = reader.bias("output_norm.bias", config.n_embd);
   out.tied = !reader.has("output.weight");
   out.output = out.tied ? out.token_embd : reader.matrix("output.weight", config.n_embd, config.n_vocab);
-  if (reader.has("rope_freqs.weight")) {
+  if (config.n_rot > 0 && reader.has("rope_freqs.weight")) {
     out.rope_freqs = reader.vector("rope_freqs.weight", config.n_rot / 2);
     check_rope_freqs(out.rope_freqs.view);
   }

@@ -19,23 +19,27 @@ struct NamedTensor {
   explicit operator bool() const { return static_cast<bool>(view); }
 };
 
-// Shapes are (n_in, n_out); a row is one output.
+// Shapes are (n_in, n_out); a row is one output. Every `.._b` is the F32 bias of the weight before it, (n_out), and
+// optional.
 struct LayerWeights {
-  NamedTensor attn_norm;    // (n_embd) F32
-  NamedTensor attn_q;       // (n_embd, n_head * head_dim)
-  NamedTensor attn_k;       // (n_embd, n_head_kv * head_dim)
-  NamedTensor attn_v;       // (n_embd, n_head_kv * head_dim)
-  NamedTensor attn_output;  // (n_head * head_dim, n_embd)
-  NamedTensor ffn_norm;     // (n_embd) F32
-  NamedTensor ffn_gate;     // (n_embd, n_ff)
-  NamedTensor ffn_up;       // (n_embd, n_ff)
-  NamedTensor ffn_down;     // (n_ff, n_embd), or
-  NamedTensor ffn_down_t;   // (n_embd, n_ff): transposed, a unit is one row
+  NamedTensor attn_norm, attn_norm_b;      // (n_embd) F32
+  NamedTensor attn_q, attn_q_b;            // (n_embd, n_head * head_dim)
+  NamedTensor attn_k, attn_k_b;            // (n_embd, n_head_kv * head_dim)
+  NamedTensor attn_v, attn_v_b;            // (n_embd, n_head_kv * head_dim)
+  NamedTensor attn_output, attn_output_b;  // (n_head * head_dim, n_embd)
+  NamedTensor ffn_norm, ffn_norm_b;        // (n_embd) F32
+  NamedTensor ffn_gate, ffn_gate_b;        // (n_embd, n_ff); gated families only
+  NamedTensor ffn_up, ffn_up_b;            // (n_embd, n_ff)
+  NamedTensor ffn_down;                    // (n_ff, n_embd), or
+  NamedTensor ffn_down_t;                  // (n_embd, n_ff): transposed, a unit is one row
+  NamedTensor ffn_down_b;                  // (n_embd)
 };
 
 struct Weights {
-  NamedTensor token_embd;   // (n_embd, n_vocab)
-  NamedTensor output_norm;  // (n_embd) F32
+  NamedTensor token_embd;     // (n_embd, n_vocab)
+  NamedTensor position_embd;  // (n_embd, n_ctx_train); families with learned positions only
+  NamedTensor output_norm;    // (n_embd) F32
+  NamedTensor output_norm_b;  // (n_embd) F32, optional
   NamedTensor output;       // (n_embd, n_vocab); equals token_embd when the head is tied
   NamedTensor rope_freqs;   // (n_rot / 2) F32 divisors of the rotary frequencies; optional
   std::vector<LayerWeights> layers;

@@ -67,6 +67,9 @@ class CpuProgram final : public Program {
 
   const float* buffer(BufferId id) const override { return buffers_[static_cast<size_t>(id.index)].data; }
   size_t buffer_bytes() const override { return memory_bytes_; }
+  UnitCounts unit_counts() const override {
+    return {unit_counts_.active.load(std::memory_order_relaxed), unit_counts_.total.load(std::memory_order_relaxed)};
+  }
 
   // Runs all phases. Rethrows the first error of any worker; the buffers are then undefined.
   void run(const StepParams& params);
@@ -87,6 +90,9 @@ class CpuProgram final : public Program {
   std::vector<std::vector<ActivationRow>> activations_;
   std::vector<std::unique_ptr<Phase>> phases_;
   std::vector<RowTile> tiles_;
+  struct {
+    std::atomic<uint64_t> active{0}, total{0};
+  } unit_counts_;
 
   // One counter per phase on its own cache line: the next task to take.
   struct alignas(64) Counter {

@@ -33,6 +33,31 @@ void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* 
   map_rows(x, weight, n, out, [&](Vec v, Vec w) { return mul(mul(v, splat(inverse)), w); });
 }
 
+// The lane tree over 16 plain sums.
+inline float lane_sum(const float* x, int64_t n) {
+  Vec lanes[kParts];
+  for (int p = 0; p < kParts; ++p) lanes[p] = zero();
+  const int64_t whole = n / 16 * 16;
+  for (int64_t i = 0; i < whole; i += 16)
+    for (int p = 0; p < kParts; ++p) lanes[p] = add(lanes[p], load(x + i + p * kWidth));
+  float spilled[16];
+  for (int p = 0; p < kParts; ++p) store(spilled + p * kWidth, lanes[p]);
+  for (int64_t i = whole; i < n; ++i) spilled[i - whole] += x[i];
+  return reduce_lanes(spilled);
+}
+
+void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t n, float* out) {
+  const Vec mean = splat(lane_sum(x, n) / static_cast<float>(n));
+  map_rows(x, x, n, out, [&](Vec v, Vec) { return sub(v, mean); });
+  float sum;
+  const std::byte* const row[1] = {reinterpret_cast<const std::byte*>(out)};
+  const float* const centred = out;
+  dot_tile<WeightF32, 1, 1>(row, &centred, n, &sum, 0, nullptr);
+  const Vec inverse = splat(1.0f / square_root(sum / static_cast<float>(n) + eps));
+  map_rows(out, weight, n, out, [&](Vec v, Vec w) { return mul(mul(v, inverse), w); });
+  if (bias != nullptr) map_rows(out, bias, n, out, [](Vec v, Vec b) { return add(v, b); });
+}
+
 void rope_interleaved(float* x, int64_t n_rot, const float* cos, const float* sin) {
   for (int64_t i = 0; i < n_rot / 2; ++i) {
     const float x0 = x[2 * i];
@@ -83,6 +108,24 @@ void relu_mul(const float* gate, const float* up, int64_t n, float* h) {
   map_rows(gate, up, n, h, [](Vec g, Vec u) { return mul(max(g, zero()), u); });
 }
 
+void silu_row(const float* x, int64_t n, float* h) {
+  map_rows(x, x, n, h, [](Vec v, Vec) { return silu_vec(v); });
+}
+
+void relu_row(const float* x, int64_t n, float* h) {
+  map_rows(x, x, n, h, [](Vec v, Vec) { return max(v, zero()); });
+}
+
+// Without branches: whether a unit is active is as good as random.
+int64_t select_units(const float* x, int64_t n, int32_t* list) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    list[count] = static_cast<int32_t>(i);
+    count += !(x[i] <= 0.0f);
+  }
+  return count;
+}
+
 void add_rows(const float* a, const float* b, int64_t n, float* out) {
   map_rows(a, b, n, out, [](Vec x, Vec y) { return add(x, y); });
 }
@@ -107,9 +150,13 @@ inline void fill_float(Kernels& table) {
   table.dequantize_row[kWeightQ4_0] = dequantize_row<WeightQ4_0>;
   table.f32_to_f16_row = f32_to_f16_row;
   table.rms_norm = rms_norm;
+  table.layer_norm = layer_norm;
   table.rope = rope;
   table.silu_mul = silu_mul;
   table.relu_mul = relu_mul;
+  table.silu = silu_row;
+  table.relu = relu_row;
+  table.select_units = select_units;
   table.add = add_rows;
   table.attend_chunk = attend_chunk;
   table.attend_scratch_bytes = attend_scratch_bytes;

@@ -122,6 +122,10 @@ struct Kernels {
   // out = x * (1 / sqrt(mean(x^2) + eps)) * weight; sum of squares over 16 lanes as in a dot. out may equal x.
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
 
+  // c = x - mean(x), the mean a plain sum over 16 lanes as in a dot divided by n; then
+  // out = c * (1 / sqrt(mean(c^2) + eps)) * weight + bias, every product and sum rounded. bias may be null. out may equal x.
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t n, float* out);
+
   // Rotates pairs of one head in place: (x[2i], x[2i+1]) when interleaved, else (x[i], x[i + n_rot/2]), by the angle
   // whose cos and sin are given; elements from n_rot on are left alone. x0' = x0*cos - x1*sin, each product rounded.
   void (*rope)(float* x, int64_t n_rot, bool interleaved, const float* cos, const float* sin);
@@ -129,6 +133,13 @@ struct Kernels {
   // h[i] = act(gate[i]) * up[i]; silu(x) = x / (1 + exp(-x)), relu(x) = x > 0 ? x : 0. h may equal gate or up.
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* h);
   void (*relu_mul)(const float* gate, const float* up, int64_t n, float* h);
+  // h[i] = act(x[i]). h may equal x.
+  void (*silu)(const float* x, int64_t n, float* h);
+  void (*relu)(const float* x, int64_t n, float* h);
+
+  // Writes the indices i < n for which x[i] is not <= 0 (NaN included) in ascending order to `list`, which has room for
+  // n; returns how many there are.
+  int64_t (*select_units)(const float* x, int64_t n, int32_t* list);
 
   void (*add)(const float* a, const float* b, int64_t n, float* out);
 

@@ -23,6 +23,15 @@ void multiply_rows(const StepContext& context, const TensorView& weight, int64_t
   context.kernels.gemm[type](args);
 }
 
+void add_bias(const StepContext& context, const float* bias, int64_t first, int64_t n, int64_t n_rows, float* out,
+              int64_t out_stride) {
+  if (bias == nullptr) return;
+  for (int64_t row = 0; row < n_rows; ++row) {
+    float* at = out + row * out_stride + first;
+    context.kernels.add(at, bias + first, n, at);
+  }
+}
+
 int64_t weight_rows_per_task(int64_t n_rows, int32_t n_workers) {
   return std::clamp<int64_t>(div_up(div_up(n_rows, n_workers * 8), 32) * 32, 32, 256);
 }
@@ -53,6 +62,8 @@ void MatMulPhase::run(int64_t task, int32_t worker, const StepContext& context) 
     multiply_rows(context, part.weight, first, std::min(each, part.weight.n_rows - first), in_.acts,
                   context.rows_of(in_.rows), part.out.data, part.out.stride,
                   scratch_ + static_cast<size_t>(worker) * scratch_distance_);
+    add_bias(context, part.bias, first, std::min(each, part.weight.n_rows - first), context.rows_of(in_.rows),
+             part.out.data, part.out.stride);
     return;
   }
 }

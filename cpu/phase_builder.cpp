@@ -17,7 +17,11 @@ int64_t row_stride(int64_t n_cols) { return div_up(n_cols, 16) * 16; }
 template <class F>
 void visit_products(const Op& op, F&& f) {
   if (const auto* o = std::get_if<op::MatMul>(&op)) f(o->weight, o->in);
-  if (const auto* o = std::get_if<op::SparseFfn>(&op)) f(o->gate, o->in), f(o->up, o->in);
+  if (const auto* o = std::get_if<op::Detect>(&op)) f(o->weight, o->in);
+  if (const auto* o = std::get_if<op::SparseFfn>(&op)) {
+    if (o->gate) f(o->gate, o->in);
+    f(o->up, o->in);
+  }
 }
 
 }  // namespace
@@ -142,11 +146,27 @@ void PhaseBuilder::add(const op::Embed& o) {
   wrote(o.out);
 }
 
+void PhaseBuilder::add(const op::EmbedPosition& o) {
+  const size_t n_bytes = static_cast<size_t>(buffer(o.x).n_cols) * sizeof(float);
+  size_t distance = 0;
+  std::byte* table_row = take_worker_memory(n_bytes, distance);
+  push(row_phase(buffer(o.x).rows, [table = plan_.weight(o.table), x = buffer(o.x), table_row, distance](
+                                              int64_t row, int32_t worker, const StepContext& context) {
+    float* widened = reinterpret_cast<float*>(table_row + static_cast<size_t>(worker) * distance);
+    const int32_t position = context.params.rows[static_cast<size_t>(row)].position;
+    context.kernels.dequantize_row[weight_type(table.dtype)](table.row(position), table.n_cols, widened);
+    context.kernels.add(x.row(row), widened, x.n_cols, x.row(row));
+  }));
+  wrote(o.x);
+}
+
 void PhaseBuilder::add(const op::Norm& o) {
-  const float* weight = reinterpret_cast<const float*>(plan_.weight(o.weight).data);
-  push(row_phase(buffer(o.in).rows, [weight, eps = o.eps, in = buffer(o.in), out = buffer(o.out)](
-                                        int64_t row, const StepContext& context) {
-    context.kernels.rms_norm(in.row(row), weight, eps, in.n_cols, out.row(row));
+  push(row_phase(buffer(o.in).rows, [weight = vector(o.weight), bias = vector(o.bias), kind = o.kind, eps = o.eps,
+                                     in = buffer(o.in), out = buffer(o.out)](int64_t row, const StepContext& context) {
+    if (kind == NormKind::kRms)
+      context.kernels.rms_norm(in.row(row), weight, eps, in.n_cols, out.row(row));
+    else
+      context.kernels.layer_norm(in.row(row), weight, bias, eps, in.n_cols, out.row(row));
   }));
   wrote(o.out);
 }
@@ -158,14 +178,14 @@ void PhaseBuilder::add(const op::MatMul& o) {
   size_t distance = 0;
   std::byte* scratch = gemm_scratch(distance);
   auto phase = std::make_unique<MatMulPhase>(buffer(o.in), scratch, distance);
-  phase->add(plan_.weight(o.weight), buffer(o.out));
+  phase->add(plan_.weight(o.weight), vector(o.bias), buffer(o.out));
   wrote(o.out);
   while (at_ + 1 < plan_.steps.size() && plan_.steps[at_ + 1].lane == lane_) {
     const auto* next = std::get_if<op::MatMul>(&plan_.steps[at_ + 1].op);
     if (!next || !(next->in == o.in) ||
         is_block_type(plan_.weight(next->weight).dtype) != is_block_type(plan_.weight(o.weight).dtype))
       break;
-    phase->add(plan_.weight(next->weight), buffer(next->out));
+    phase->add(plan_.weight(next->weight), vector(next->bias), buffer(next->out));
     wrote(next->out);
     ++at_;
   }
@@ -240,38 +260,59 @@ void PhaseBuilder::add(const op::Attention& o) {
   wrote(o.out);
 }
 
-void PhaseBuilder::add(const op::GatedActivation& o) {
-  push(row_phase(buffer(o.out).rows, [o, gate = buffer(o.gate), up = buffer(o.up), out = buffer(o.out)](
-                                         int64_t row, const StepContext& context) {
-    const auto activate = o.activation == Activation::kRelu ? context.kernels.relu_mul : context.kernels.silu_mul;
-    activate(gate.row(row), up.row(row), out.n_cols, out.row(row));
+void PhaseBuilder::add(const op::Activate& o) {
+  push(row_phase(buffer(o.out).rows, [activation = o.activation, gate = o.gate ? buffer(o.gate) : RowBuffer{},
+                                      up = buffer(o.up),
+                                      out = buffer(o.out)](int64_t row, const StepContext& context) {
+    const float* gate_row = gate.data != nullptr ? gate.row(row) : nullptr;
+    activate(context.kernels, activation, gate_row, up.row(row), out.n_cols, out.row(row));
   }));
   wrote(o.out);
 }
 
+void PhaseBuilder::add(const op::Detect& o) { add(op::MatMul{o.weight, o.bias, o.in, o.out}); }
+
+void PhaseBuilder::add(const op::SelectUnits& o) {
+  push(row_phase(buffer(o.out).rows, [in = buffer(o.in), out = buffer(o.out), counts = &program_.unit_counts_](
+                                         int64_t row, const StepContext& context) {
+    int32_t* list = reinterpret_cast<int32_t*>(out.row(row));
+    const int64_t n = context.kernels.select_units(in.row(row), in.n_cols, list + 1);
+    list[0] = static_cast<int32_t>(n);
+    counts->active.fetch_add(static_cast<uint64_t>(n), std::memory_order_relaxed);
+    counts->total.fetch_add(static_cast<uint64_t>(in.n_cols), std::memory_order_relaxed);
+  }));
+}
+
 void PhaseBuilder::add(const op::SparseFfn& o) {
-  const TensorView& gate = plan_.weight(o.gate);
-  const TensorView& down_t = plan_.weight(o.down_t);
-  quantize_for(gate.dtype, o.in);
-  quantize_for(plan_.weight(o.up).dtype, o.in);
-  FfnBuffers buffers;
-  buffers.stride = row_stride(gate.n_rows);
-  buffers.scratch = gemm_scratch(buffers.scratch_distance);
-  if (!units_gate_) {  // all layers have the same sizes, so one set serves them all
-    const size_t n = static_cast<size_t>(plan_.max_rows * buffers.stride) * sizeof(float);
-    units_gate_ = reinterpret_cast<float*>(take_memory(n));
-    units_up_ = reinterpret_cast<float*>(take_memory(n));
-    partials_ = take_memory(static_cast<size_t>(kUnitRanges * kFewRows * down_t.n_cols) * sizeof(float));
+  FfnShape shape{};
+  shape.activation = o.activation;
+  if (o.gate) shape.gate = plan_.weight(o.gate);
+  shape.up = plan_.weight(o.up);
+  shape.down_t = plan_.weight(o.down_t);
+  shape.gate_bias = vector(o.gate_bias), shape.up_bias = vector(o.up_bias), shape.down_bias = vector(o.down_bias);
+  shape.in = buffer(o.in), shape.out = buffer(o.out);
+  if (o.units) shape.detected = buffer(o.detected), shape.units = buffer(o.units);
+  if (shape.gate) quantize_for(shape.gate.dtype, o.in);
+  quantize_for(shape.up.dtype, o.in);
+  shape.stride = row_stride(shape.n_ff());
+  shape.partial_rows = o.units ? plan_.max_rows : std::min(plan_.max_rows, kFewRows);
+  shape.scratch = gemm_scratch(shape.scratch_distance);
+  if (!units_h_) {  // all layers have the same sizes, so one set serves them all
+    const size_t n = static_cast<size_t>(plan_.max_rows * shape.stride) * sizeof(float);
+    units_h_ = reinterpret_cast<float*>(take_memory(n));
+    if (shape.gate) units_products_ = reinterpret_cast<float*>(take_memory(n));
+    const int64_t n_partials = kUnitRanges * shape.partial_rows * shape.down_t.n_cols;
+    partials_ = reinterpret_cast<float*>(take_memory(static_cast<size_t>(n_partials) * sizeof(float)));
     tile_memory_ = take_worker_memory(ffn_tile_bytes(), tile_distance_);
   }
-  buffers.gate = units_gate_;
-  buffers.up = units_up_;
-  buffers.partials = reinterpret_cast<float*>(partials_);
-  buffers.tiles = tile_memory_;
-  buffers.tile_distance = tile_distance_;
-  push(std::make_unique<FfnUnitsPhase>(o, gate, plan_.weight(o.up), buffer(o.in), buffers));
-  push(std::make_unique<FfnDownPhase>(down_t, buffer(o.out), buffers));
-  push(std::make_unique<FfnMergePhase>(buffer(o.out), buffers));
+  shape.h = units_h_, shape.products = units_products_, shape.partials = partials_;
+  shape.tiles = tile_memory_, shape.tile_distance = tile_distance_;
+  if (o.units)
+    push(std::make_unique<FfnListedPhase>(shape));
+  else
+    push(std::make_unique<FfnUnitsPhase>(shape));
+  push(std::make_unique<FfnDownPhase>(shape));
+  push(std::make_unique<FfnMergePhase>(shape));
   wrote(o.out);
 }
 

@@ -25,13 +25,16 @@ class PhaseBuilder {
   void allocate_activations(size_t buffer);
 
   void add(const op::Embed& o);
+  void add(const op::EmbedPosition& o);
   void add(const op::Norm& o);
   void add(const op::MatMul& o);
   void add(const op::RopeAngles& o);
   void add(const op::Rope& o);
   void add(const op::StoreKv& o);
   void add(const op::Attention& o);
-  void add(const op::GatedActivation& o);
+  void add(const op::Activate& o);
+  void add(const op::Detect& o);
+  void add(const op::SelectUnits& o);
   void add(const op::SparseFfn& o);
   void add(const op::Add& o);
   void add(const op::SelectRows& o);
@@ -42,6 +45,10 @@ class PhaseBuilder {
   // A buffer was written: its quantised form is stale.
   void wrote(BufferId id) { quantized_[static_cast<size_t>(id.index)] = false; }
   const RowBuffer& buffer(BufferId id) const { return program_.buffers_[static_cast<size_t>(id.index)]; }
+  // The values of an F32 vector; null for an absent one.
+  const float* vector(WeightId id) const {
+    return id ? reinterpret_cast<const float*>(plan_.weight(id).data) : nullptr;
+  }
   std::byte* take_memory(size_t n_bytes);
   // Memory private to each worker, n_bytes apart (rounded up to cache lines); returns the distance.
   std::byte* take_worker_memory(size_t n_bytes, size_t& distance);
@@ -55,9 +62,9 @@ class PhaseBuilder {
   size_t at_ = 0;                  // step being added
   std::byte* gemm_memory_ = nullptr;
   size_t gemm_distance_ = 0;
-  std::byte* partials_ = nullptr;  // shared by all SparseFfn steps
-  float* units_gate_ = nullptr;
-  float* units_up_ = nullptr;
+  float* partials_ = nullptr;  // shared by all SparseFfn steps, like the next two
+  float* units_h_ = nullptr;
+  float* units_products_ = nullptr;
   std::byte* tile_memory_ = nullptr;
   size_t tile_distance_ = 0;
   std::byte* attend_memory_ = nullptr;

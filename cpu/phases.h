@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "core/op.h"
@@ -13,7 +14,7 @@ namespace hotset::cpu {
 // Rows that a task of a per-row phase takes. One row alone is one task: worker 0 does it without a barrier.
 constexpr int64_t kRowsPerTask = 4;
 
-// Largest number of rows for which the down pass and attention split one row's work over the team.
+// Largest number of rows for which a dense down pass and attention split one row's work over the team.
 constexpr int64_t kFewRows = 4;
 
 // Attention over more chunks than this is not split over tasks: 131,072 positions.
@@ -26,26 +27,31 @@ class RowPhase : public Phase {
  public:
   explicit RowPhase(BufferRows rows) : rows_(rows) {}
   int64_t n_tasks(const StepContext& context) const final { return div_up(context.rows_of(rows_), kRowsPerTask); }
-  void run(int64_t task, int32_t, const StepContext& context) const final {
+  void run(int64_t task, int32_t worker, const StepContext& context) const final {
     const int64_t end = std::min(context.rows_of(rows_), (task + 1) * kRowsPerTask);
-    for (int64_t row = task * kRowsPerTask; row < end; ++row) run_row(row, context);
+    for (int64_t row = task * kRowsPerTask; row < end; ++row) run_row(row, worker, context);
   }
 
  protected:
-  virtual void run_row(int64_t row, const StepContext& context) const = 0;
+  virtual void run_row(int64_t row, int32_t worker, const StepContext& context) const = 0;
 
  private:
   BufferRows rows_;
 };
 
-// Row phases made of a function (row, context).
+// Row phases made of a function (row, context), or (row, worker, context) for one that has memory for each worker.
 template <class F>
 class RowFunction final : public RowPhase {
  public:
   RowFunction(BufferRows rows, F function) : RowPhase(rows), function_(std::move(function)) {}
 
  protected:
-  void run_row(int64_t row, const StepContext& context) const override { function_(row, context); }
+  void run_row(int64_t row, int32_t worker, const StepContext& context) const override {
+    if constexpr (std::is_invocable_v<F, int64_t, int32_t, const StepContext&>)
+      function_(row, worker, context);
+    else
+      function_(row, context);
+  }
 
  private:
   F function_;
@@ -65,7 +71,7 @@ class MatMulPhase final : public Phase {
  public:
   MatMulPhase(const RowBuffer& in, std::byte* scratch, size_t scratch_distance)
       : in_(in), scratch_(scratch), scratch_distance_(scratch_distance) {}
-  void add(const TensorView& weight, const RowBuffer& out) { parts_.push_back({weight, out}); }
+  void add(const TensorView& weight, const float* bias, const RowBuffer& out) { parts_.push_back({weight, bias, out}); }
 
   int64_t n_tasks(const StepContext& context) const override;
   void run(int64_t task, int32_t worker, const StepContext& context) const override;
@@ -73,6 +79,7 @@ class MatMulPhase final : public Phase {
  private:
   struct Part {
     TensorView weight;
+    const float* bias;  // null: none
     RowBuffer out;
   };
   int64_t rows_per_task(const StepContext& context) const;
@@ -87,40 +94,77 @@ class MatMulPhase final : public Phase {
 void multiply_rows(const StepContext& context, const TensorView& weight, int64_t first, int64_t n,
                    const ActivationRow* acts, int64_t n_acts, float* out, int64_t out_stride, std::byte* scratch);
 
-// Memory that the phases of SparseFfn share.
-struct FfnBuffers {
-  float* gate;       // (max_rows, stride) gate products, then h
-  float* up;         // (max_rows, stride)
-  int64_t stride;    // floats between rows
-  float* partials;   // (kUnitRanges, kFewRows, n_embd): sums of each range when there are few rows
+// Adds bias[first .. first + n) to as many columns from `first` on of each row of `out`; nothing to do without a bias.
+void add_bias(const StepContext& context, const float* bias, int64_t first, int64_t n, int64_t n_rows, float* out,
+              int64_t out_stride);
+
+// h (n) = act(gate) * up, or act(up) when gate is null. h may equal gate or up.
+void activate(const Kernels& kernels, Activation activation, const float* gate, const float* up, int64_t n, float* h);
+
+// SparseFfn with its operands resolved, and the memory that its phases share.
+struct FfnShape {
+  Activation activation;
+  TensorView gate;  // no data: the units have no gate
+  TensorView up, down_t;
+  const float *gate_bias, *up_bias, *down_bias;  // null: none
+  RowBuffer in, out;
+  RowBuffer detected, units;  // with a unit list; else no data
+
+  float* h;        // (max_rows, stride): of all units, or by position in the row's list
+  float* products; // (max_rows, stride): products of the up rows where there is a gate
+  int64_t stride;  // floats between rows
+  float* partials; // (kUnitRanges, partial_rows, n_embd): sums of each range when there are few rows
+  int64_t partial_rows;
   std::byte* tiles;  // per worker: sums of ranges not yet merged
   size_t tile_distance;
   std::byte* scratch;  // per worker, for the blocked kernel
   size_t scratch_distance;
+
+  int64_t n_ff() const { return up.n_rows; }
+  bool has_list() const { return units.data != nullptr; }
+  // Whether ranges are summed one by one and merged in a phase of its own; a list asks for that with any row count.
+  bool by_ranges(const StepContext& context) const { return has_list() || context.n_rows <= partial_rows; }
 };
 size_t ffn_tile_bytes();
 
-// Gate and up products of all units, and h = act(gate) * up.
+// The unit list of a row, as SelectUnits wrote it.
+struct UnitList {
+  const int32_t* units;
+  int64_t n;
+  // Position of the first unit >= `unit`.
+  int64_t position(int64_t unit) const { return std::lower_bound(units, units + n, unit) - units; }
+};
+inline UnitList unit_list(const RowBuffer& buffer, int64_t row) {
+  const int32_t* at = reinterpret_cast<const int32_t*>(buffer.row(row));
+  return {at + 1, at[0]};
+}
+
+// Products of all units, and their h.
 class FfnUnitsPhase final : public Phase {
  public:
-  FfnUnitsPhase(const op::SparseFfn& o, const TensorView& gate, const TensorView& up, const RowBuffer& in,
-                const FfnBuffers& buffers)
-      : activation_(o.activation), gate_(gate), up_(up), in_(in), buffers_(buffers) {}
+  explicit FfnUnitsPhase(const FfnShape& shape) : shape_(shape) {}
   int64_t n_tasks(const StepContext& context) const override;
   void run(int64_t task, int32_t worker, const StepContext& context) const override;
 
  private:
-  Activation activation_;
-  TensorView gate_, up_;
-  RowBuffer in_;
-  FfnBuffers buffers_;
+  FfnShape shape_;
+};
+
+// Up products and h of the listed units only; their detect values are there.
+class FfnListedPhase final : public Phase {
+ public:
+  explicit FfnListedPhase(const FfnShape& shape) : shape_(shape) {}
+  int64_t n_tasks(const StepContext& context) const override;
+  void run(int64_t task, int32_t worker, const StepContext& context) const override;
+
+ private:
+  FfnShape shape_;
 };
 
 // out = sum over units of h * down_t row, by kUnitRanges ranges.
 class FfnDownPhase final : public Phase {
  public:
-  FfnDownPhase(const TensorView& down_t, const RowBuffer& out, const FfnBuffers& buffers)
-      : down_t_(down_t), out_(out), buffers_(buffers) {}
+  explicit FfnDownPhase(const FfnShape& shape) : shape_(shape) {}
   int64_t n_tasks(const StepContext& context) const override;
   void run(int64_t task, int32_t worker, const StepContext& context) const override;
 
@@ -128,21 +172,18 @@ class FfnDownPhase final : public Phase {
   int64_t column_tile(const StepContext& context) const;
   void run_range(int64_t task, const StepContext& context) const;
   void run_tile(int64_t task, int32_t worker, const StepContext& context) const;
-  TensorView down_t_;
-  RowBuffer out_;
-  FfnBuffers buffers_;
+  FfnShape shape_;
 };
 
-// Merges the range sums of FfnDownPhase when there are few rows; nothing to do otherwise.
+// Merges the range sums of FfnDownPhase where it left them apart; nothing to do otherwise.
 class FfnMergePhase final : public Phase {
  public:
-  FfnMergePhase(const RowBuffer& out, const FfnBuffers& buffers) : out_(out), buffers_(buffers) {}
+  explicit FfnMergePhase(const FfnShape& shape) : shape_(shape) {}
   int64_t n_tasks(const StepContext& context) const override;
   void run(int64_t task, int32_t worker, const StepContext& context) const override;
 
  private:
-  RowBuffer out_;
-  FfnBuffers buffers_;
+  FfnShape shape_;
 };
 
 // Memory and shapes that the phases of Attention share.

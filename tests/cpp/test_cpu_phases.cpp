@@ -150,7 +150,7 @@ TEST_CASE("cpu phases: Norm, also in place") {
     Toy toy(2);
     const BufferId x = toy.input(37), out = in_place ? x : toy.buffer(37);
     const WeightId weight = toy.weight(DType::kF32, 37, 1);
-    toy.add(op::Norm{NormKind::kRms, weight, 0.01f, x, out});
+    toy.add(op::Norm{NormKind::kRms, weight, {}, 0.01f, x, out});
     toy.result(out);
     check_rows(toy, [&](size_t row) {
       std::vector<double> y = toy.input_values(0)[row];
@@ -176,13 +176,13 @@ TEST_CASE("cpu phases: Add, also onto an operand") {
   }
 }
 
-TEST_CASE("cpu phases: GatedActivation, also onto an operand") {
+TEST_CASE("cpu phases: Activate, also onto an operand") {
   for (const Activation activation : {Activation::kSilu, Activation::kRelu})
     for (const int alias : {0, 1, 2}) {
       Toy toy(4);
       const BufferId gate = toy.input(35), up = toy.input(35);
       const BufferId out = alias == 0 ? toy.buffer(35) : alias == 1 ? gate : up;
-      toy.add(op::GatedActivation{activation, gate, up, out});
+      toy.add(op::Activate{activation, gate, up, out});
       toy.result(out);
       check_rows(toy, [&](size_t row) {
         std::vector<double> y;
@@ -232,10 +232,10 @@ TEST_CASE("cpu phases: MatMul, several of one input fused, float and block weigh
       Toy toy(6);
       const bool blocks = dtype == DType::kQ8_0 || dtype == DType::kQ4_0;
       const BufferId x = toy.input(64), other = toy.buffer(5), more = toy.buffer(7), y = toy.buffer(n_out);
-      toy.add(op::MatMul{toy.weight(dtype, 64, 5), x, other});
+      toy.add(op::MatMul{toy.weight(dtype, 64, 5), {}, x, other});
       const WeightId weight = toy.weight(dtype, 64, n_out);
-      toy.add(op::MatMul{weight, x, y});
-      toy.add(op::MatMul{toy.weight(blocks ? DType::kF32 : DType::kQ8_0, 64, 7), x, more});
+      toy.add(op::MatMul{weight, {}, x, y});
+      toy.add(op::MatMul{toy.weight(blocks ? DType::kF32 : DType::kQ8_0, 64, 7), {}, x, more});
       toy.result(y);
       const Matrix values = toy.values(weight);
       check_rows(toy, [&](size_t row) { return times(values, quantised(toy.input_values(0)[row], dtype)); }, 1e-10);
@@ -255,7 +255,7 @@ TEST_CASE("cpu phases: SparseFfn, for unit counts around the number of ranges an
         const BufferId x = toy.input(n), y = toy.buffer(n);
         const WeightId gate = toy.weight(dtype, n, n_ff), up = toy.weight(dtype, n, n_ff);
         const WeightId down_t = toy.weight(dtype, n, n_ff);
-        toy.add(op::SparseFfn{activation, gate, up, down_t, x, y});
+        toy.add(op::SparseFfn{activation, gate, {}, up, {}, down_t, {}, {}, {}, x, y});
         toy.add(op::Add{x, y, y});  // so that a row whose only unit is off is not all zero
         toy.result(y);
         const Matrix gates = toy.values(gate), ups = toy.values(up), downs = toy.values(down_t);
@@ -282,9 +282,9 @@ TEST_CASE("cpu phases: a buffer that is written again is quantised again") {
   Toy toy(8);
   const BufferId x = toy.input(64), y = toy.buffer(64);
   const WeightId first = toy.weight(DType::kQ8_0, 64, 64), second = toy.weight(DType::kQ8_0, 64, 64);
-  toy.add(op::MatMul{first, x, y});
+  toy.add(op::MatMul{first, {}, x, y});
   toy.add(op::Add{x, y, x});
-  toy.add(op::MatMul{second, x, y});
+  toy.add(op::MatMul{second, {}, x, y});
   toy.result(y);
   check_rows(
       toy,
@@ -302,7 +302,7 @@ TEST_CASE("cpu phases: a program stops when asked, throws what the check throws,
   const BufferId x = toy.input(64);
   for (int i = 0; i < 10; ++i) {
     const BufferId y = toy.buffer(64);
-    toy.add(op::MatMul{toy.weight(DType::kF32, 64, 64), x, y});
+    toy.add(op::MatMul{toy.weight(DType::kF32, 64, 64), {}, x, y});
     toy.add(op::Add{x, y, x});
   }
   toy.result(x);

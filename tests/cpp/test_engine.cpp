@@ -202,7 +202,8 @@ TEST_CASE("engine: options outside their range are refused") {
   refused({.n_threads = 1, .kv_type = "f64"});
   refused({.n_threads = 1, .mode = "fast"});
   refused({.n_threads = 1, .device = "tpu"});
-  CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .mode = "exact"}), UnsupportedModelError);
+  CHECK_THROWS_AS(Engine::create(load_tiny({.relu = false}), {.n_threads = 1, .mode = "exact"}), UnsupportedModelError);
+  CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .mode = "predict"}), UnsupportedModelError);
   CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .kv_type = "q8_0"}), UnsupportedModelError);
   CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .isa = "avx1024"}), Error);
   CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .device = "virtual"}), DeviceError);
@@ -213,7 +214,9 @@ TEST_CASE("engine: info says what is in effect") {
   const EngineInfo info = Engine::create(model, {.n_threads = 3, .n_ctx = 100, .isa = "generic"})->info();
   CHECK(info.device == "cpu");
   CHECK(info.isa == "generic");
-  CHECK(info.mode == "dense");
+  CHECK(info.mode == "exact");
+  CHECK(Engine::create(model, {.n_threads = 1, .mode = "dense"})->info().mode == "dense");
+  CHECK(Engine::create(load_tiny({.relu = false}), {.n_threads = 1})->info().mode == "dense");
   CHECK(info.kv_type == "f32");
   CHECK(info.n_threads == 3);
   CHECK(info.n_ctx == 100);

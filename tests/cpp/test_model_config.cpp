@@ -284,7 +284,8 @@ TEST_CASE("weights: types without kernels, unknown types and norms that are not 
 
 TEST_CASE("weights: tensors that would be ignored are refused, also of a layer too many") {
   const std::string data(128, '\0');
-  check_unsupported("blk.0.attn_q.bias", [&](GgufWriter& w) { w.tensor("blk.0.attn_q.bias", {32}, 0, data); });
+  check_unsupported("blk.0.attn_norm.bias", [&](GgufWriter& w) { w.tensor("blk.0.attn_norm.bias", {32}, 0, data); });
+  check_unsupported("position_embd", [&](GgufWriter& w) { w.tensor("position_embd.weight", {32}, 0, data); });
   check_unsupported("blk.2.", [&](GgufWriter& w) { w.tensor("blk.2.attn_norm.weight", {32}, 0, data); });
   check_unsupported("ffn_down.weight", [&](GgufWriter& w) {
     w.tensor("blk.0.ffn_down.weight", {64, 32}, 0, std::string(64 * 32 * 4, '\0'));
