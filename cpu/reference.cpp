@@ -129,6 +129,15 @@ void rms_norm(const float* x, const float* weight, float eps, int64_t n, double*
   for (int64_t i = 0; i < n; ++i) out[i] = x[i] * inverse * weight[i];
 }
 
+void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t n, double* out) {
+  double mean = 0.0, squares = 0.0;
+  for (int64_t i = 0; i < n; ++i) mean += static_cast<double>(x[i]) / static_cast<double>(n);
+  for (int64_t i = 0; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
+  const double inverse = 1.0 / std::sqrt(squares / static_cast<double>(n) + eps);
+  for (int64_t i = 0; i < n; ++i)
+    out[i] = (x[i] - mean) * inverse * weight[i] + (bias != nullptr ? static_cast<double>(bias[i]) : 0.0);
+}
+
 void rope(double* x, int64_t n_rot, bool interleaved, const float* cos, const float* sin) {
   for (int64_t i = 0; i < n_rot / 2; ++i) {
     double& x0 = interleaved ? x[2 * i] : x[i];

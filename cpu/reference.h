@@ -39,6 +39,9 @@ void quantize_activation(const float* x, int64_t n, int8_t* q, double* scale, in
 // Kernels::rms_norm.
 void rms_norm(const float* x, const float* weight, float eps, int64_t n, double* out);
 
+// Kernels::layer_norm; bias may be null.
+void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t n, double* out);
+
 // Kernels::rope, in place on doubles.
 void rope(double* x, int64_t n_rot, bool interleaved, const float* cos, const float* sin);
 

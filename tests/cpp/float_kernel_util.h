@@ -40,6 +40,8 @@ inline float scale_pow2(float x, float n) { return std::isnan(n) ? n : std::ldex
 namespace hotset::cpu::test {
 namespace {
 
+constexpr float kEps = 0x1p-24f;  // half an ulp of 1
+
 constexpr WeightType kAllTypes[] = {kWeightF32, kWeightF16, kWeightBF16, kWeightQ8_0, kWeightQ4_0};
 constexpr WeightType kFloatTypes[] = {kWeightF32, kWeightF16, kWeightBF16};
 
@@ -197,6 +199,16 @@ float canonical_dot(int64_t n, W w, X x) {
   for (int j = 0; j < 4; ++j) l[j] += l[j + 4];
   for (int j = 0; j < 2; ++j) l[j] += l[j + 2];
   return l[0] + l[1];
+}
+
+// Floats of every kind: random bits, and the values where rounding and overflow are decided.
+inline float any_float(Random& random) {
+  static const float kHard[] = {
+      0.0f,     -0.0f,     1.0f, -1.0f,         0x1p-149f,     -0x1p-149f, 0x1p-126f, 0x1.fffffep-127f, 0x1.fffffep127f,
+      INFINITY, -INFINITY, NAN,  0x1.000002p0f, 0x1.fffffep0f, 0x1p-75f,   -0x1p-74f, 0x1p63f,          -0x1.8p-75f};
+  if (random.below(4) == 0) return kHard[random.below(static_cast<int64_t>(std::size(kHard)))];
+  if (random.below(2) == 0) return float_of(random.bits());
+  return std::ldexp(random.uniform(), static_cast<int>(random.below(60)) - 30);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/weights.h"
+#include "tests/cpp/slow_model.h"
 #include "tests/cpp/util.h"
 
 namespace {
@@ -44,7 +45,7 @@ Logits all_logits(const std::shared_ptr<const Model>& model, const EngineOptions
 
 double worst_nmse(const std::shared_ptr<const Model>& model, const EngineOptions& options, const Ids& ids) {
   const Logits got = all_logits(model, options, ids);
-  SlowLlama slow(*model);
+  SlowModel slow(*model);
   double worst = 0;
   for (size_t i = 0; i < ids.size(); ++i) {
     const std::vector<double> expected = slow.step(ids[i]);
@@ -56,9 +57,9 @@ double worst_nmse(const std::shared_ptr<const Model>& model, const EngineOptions
 TEST_CASE("engine: logits agree with a forward pass in double") {
   const TinySpec specs[] = {
       {},
-      {.relu = false},
+      {.activation = Activation::kSilu},
       {.neuron_major = false, .tied = true},
-      {.n_head_kv = 1, .n_rot = 8, .relu = false},
+      {.n_head_kv = 1, .n_rot = 8, .activation = Activation::kSilu},
       {.n_head_kv = 4, .rope_freqs = true, .linear_scale = 2},
       {.n_layer = 3, .n_embd = 21, .n_ff = 37, .n_head = 3, .n_head_kv = 1, .head_dim = 10, .n_rot = 6},
       {.n_layer = 1, .n_embd = 5, .n_ff = 3, .n_head = 1, .n_head_kv = 1, .head_dim = 2, .neuron_major = false},
@@ -95,7 +96,7 @@ TEST_CASE("engine: the bits do not depend on threads, instruction set or the way
     for (const bool neuron_major : {false, true}) {
       CAPTURE(dtype_name(dtype));
       CAPTURE(neuron_major);
-      TinySpec spec{.dtype = dtype, .neuron_major = neuron_major, .relu = neuron_major, .seed = 5};
+      TinySpec spec{.dtype = dtype, .neuron_major = neuron_major, .activation = neuron_major ? Activation::kRelu : Activation::kSilu, .seed = 5};
       const bool blocks = dtype == DType::kQ8_0 || dtype == DType::kQ4_0;
       if (!blocks) spec.n_embd = 50, spec.n_ff = 101, spec.head_dim = 14;  // multiples of no tile
       const auto model = load_tiny(spec);
@@ -202,7 +203,7 @@ TEST_CASE("engine: options outside their range are refused") {
   refused({.n_threads = 1, .kv_type = "f64"});
   refused({.n_threads = 1, .mode = "fast"});
   refused({.n_threads = 1, .device = "tpu"});
-  CHECK_THROWS_AS(Engine::create(load_tiny({.relu = false}), {.n_threads = 1, .mode = "exact"}), UnsupportedModelError);
+  CHECK_THROWS_AS(Engine::create(load_tiny({.activation = Activation::kSilu}), {.n_threads = 1, .mode = "exact"}), UnsupportedModelError);
   CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .mode = "predict"}), UnsupportedModelError);
   CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .kv_type = "q8_0"}), UnsupportedModelError);
   CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .isa = "avx1024"}), Error);
@@ -216,7 +217,7 @@ TEST_CASE("engine: info says what is in effect") {
   CHECK(info.isa == "generic");
   CHECK(info.mode == "exact");
   CHECK(Engine::create(model, {.n_threads = 1, .mode = "dense"})->info().mode == "dense");
-  CHECK(Engine::create(load_tiny({.relu = false}), {.n_threads = 1})->info().mode == "dense");
+  CHECK(Engine::create(load_tiny({.activation = Activation::kSilu}), {.n_threads = 1})->info().mode == "dense");
   CHECK(info.kv_type == "f32");
   CHECK(info.n_threads == 3);
   CHECK(info.n_ctx == 100);

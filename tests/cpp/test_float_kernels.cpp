@@ -7,18 +7,6 @@
 namespace hotset::cpu::test {
 namespace {
 
-constexpr float kEps = 0x1p-24f;  // half an ulp of 1
-
-// Floats of every kind: random bits, and the values where rounding and overflow are decided.
-float any_float(Random& random) {
-  static const float kHard[] = {
-      0.0f,     -0.0f,     1.0f, -1.0f,         0x1p-149f,     -0x1p-149f, 0x1p-126f, 0x1.fffffep-127f, 0x1.fffffep127f,
-      INFINITY, -INFINITY, NAN,  0x1.000002p0f, 0x1.fffffep0f, 0x1p-75f,   -0x1p-74f, 0x1p63f,          -0x1.8p-75f};
-  if (random.below(4) == 0) return kHard[random.below(static_cast<int64_t>(std::size(kHard)))];
-  if (random.below(2) == 0) return float_of(random.bits());
-  return std::ldexp(random.uniform(), static_cast<int>(random.below(60)) - 30);
-}
-
 TEST_CASE("fma1 rounds once") {
   Random random(1);
   INFO("seed " << random.seed());

@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "core/kv_cache.h"
 #include "core/plan.h"
+#include "tests/cpp/slow_model.h"
 #include "tests/cpp/util.h"
 
 namespace {
@@ -131,7 +132,7 @@ TEST_CASE("kv cache: a context of several slabs gives what one of one slab gives
   }
   CHECK(copy(a.logits()) == copy(b.logits()));
   CHECK(copy(a.logits()) == fresh_logits(Engine::create(model, options), ids));
-  SlowLlama slow(*model);
+  SlowModel slow(*model);
   std::vector<double> expected;
   for (const int32_t id : ids) expected = slow.step(id);
   CHECK(nmse(a.logits(), expected) < 1e-10);

@@ -141,10 +141,10 @@ void add_vocabulary(GgufWriter& out) {
 }
 
 void add_config(GgufWriter& out, const TinySpec& spec) {
-  out.set_text("general.architecture", "llama");
+  out.set_text("general.architecture", spec.arch);
   out.set_text("general.name", "tiny");
   const auto number = [&](const std::string& key, int64_t value) {
-    out.set_u32("llama." + key, static_cast<uint32_t>(value));
+    out.set_u32(spec.arch + "." + key, static_cast<uint32_t>(value));
   };
   number("block_count", spec.n_layer);
   number("embedding_length", spec.n_embd);
@@ -155,11 +155,12 @@ void add_config(GgufWriter& out, const TinySpec& spec) {
   number("attention.value_length", spec.head_dim);
   number("context_length", spec.n_ctx);
   if (spec.n_rot > 0) number("rope.dimension_count", spec.n_rot);
-  out.set_f32("llama.attention.layer_norm_rms_epsilon", 1e-5f);
-  out.set_text("llama.hidden_activation", spec.relu ? "relu" : "silu");
+  const bool is_rms = find_architecture(spec.arch)->norm == NormKind::kRms;
+  out.set_f32(spec.arch + (is_rms ? ".attention.layer_norm_rms_epsilon" : ".attention.layer_norm_epsilon"), 1e-5f);
+  out.set_text(spec.arch + ".hidden_activation", activation_name(spec.activation));
   if (spec.linear_scale != 1) {
-    out.set_text("llama.rope.scaling.type", "linear");
-    out.set_f32("llama.rope.scaling.factor", spec.linear_scale);
+    out.set_text(spec.arch + ".rope.scaling.type", "linear");
+    out.set_f32(spec.arch + ".rope.scaling.factor", spec.linear_scale);
   }
 }
 
@@ -193,6 +194,7 @@ GgufWriter tiny_writer(const TinySpec& spec) {
   add_vocabulary(out);
   std::mt19937_64 random(spec.seed);
   const int64_t n_vocab = static_cast<int64_t>(tiny_spm().tokens.size());
+  const Architecture& arch = *find_architecture(spec.arch);
   const auto matrix = [&](const std::string& name, int64_t n_in, int64_t n_out) {
     out.tensor(name, {static_cast<uint64_t>(n_in), static_cast<uint64_t>(n_out)}, static_cast<uint32_t>(spec.dtype),
                random_matrix(random, spec.dtype, n_in, n_out));
@@ -200,25 +202,35 @@ GgufWriter tiny_writer(const TinySpec& spec) {
   const auto vector = [&](const std::string& name, int64_t n, double middle) {
     out.tensor(name, {static_cast<uint64_t>(n)}, 0, random_vector(random, n, middle, 0.2));
   };
+  const auto norm = [&](const std::string& name) {
+    vector(name + ".weight", spec.n_embd, 1);
+    if (arch.norm == NormKind::kLayer) vector(name + ".bias", spec.n_embd, 0);
+  };
+  const auto linear = [&](const std::string& name, int64_t n_in, int64_t n_out) {
+    matrix(name + ".weight", n_in, n_out);
+    if (spec.biases) vector(name + ".bias", n_out, 0);
+  };
   matrix("token_embd.weight", spec.n_embd, n_vocab);
-  vector("output_norm.weight", spec.n_embd, 1);
+  if (arch.positions == Positions::kLearned) matrix("position_embd.weight", spec.n_embd, spec.n_ctx);
+  norm("output_norm");
   if (!spec.tied) matrix("output.weight", spec.n_embd, n_vocab);
   if (spec.rope_freqs) vector("rope_freqs.weight", (spec.n_rot > 0 ? spec.n_rot : spec.head_dim) / 2, 2);
   for (int64_t layer = 0; layer < spec.n_layer; ++layer) {
     const std::string prefix = "blk." + std::to_string(layer) + ".";
     const int64_t n_q = spec.n_head * spec.head_dim, n_kv = spec.n_head_kv * spec.head_dim;
-    vector(prefix + "attn_norm.weight", spec.n_embd, 1);
-    matrix(prefix + "attn_q.weight", spec.n_embd, n_q);
-    matrix(prefix + "attn_k.weight", spec.n_embd, n_kv);
-    matrix(prefix + "attn_v.weight", spec.n_embd, n_kv);
-    matrix(prefix + "attn_output.weight", n_q, spec.n_embd);
-    vector(prefix + "ffn_norm.weight", spec.n_embd, 1);
-    matrix(prefix + "ffn_gate.weight", spec.n_embd, spec.n_ff);
-    matrix(prefix + "ffn_up.weight", spec.n_embd, spec.n_ff);
+    norm(prefix + "attn_norm");
+    linear(prefix + "attn_q", spec.n_embd, n_q);
+    linear(prefix + "attn_k", spec.n_embd, n_kv);
+    linear(prefix + "attn_v", spec.n_embd, n_kv);
+    linear(prefix + "attn_output", n_q, spec.n_embd);
+    norm(prefix + "ffn_norm");
+    if (arch.gated) linear(prefix + "ffn_gate", spec.n_embd, spec.n_ff);
+    linear(prefix + "ffn_up", spec.n_embd, spec.n_ff);
     if (spec.neuron_major)
       matrix(prefix + "ffn_down_t.weight", spec.n_embd, spec.n_ff);
     else
       matrix(prefix + "ffn_down.weight", spec.n_ff, spec.n_embd);
+    if (spec.biases) vector(prefix + "ffn_down.bias", spec.n_embd, 0);
   }
   return out;
 }
@@ -280,123 +292,6 @@ std::filesystem::path shared_data() {
   const char* variable = std::getenv("HOTSET_SHARED");
   const std::filesystem::path root = variable ? variable : HOTSET_SOURCE_DIR "/../shared";
   return std::filesystem::exists(root / "data") ? root / "data" : std::filesystem::path();
-}
-
-SlowLlama::SlowLlama(const Model& model) : config_(model.config()), tied_(model.weights().tied) {
-  const Weights& w = model.weights();
-  std::vector<const NamedTensor*> all{&w.token_embd, &w.output_norm, &w.output, &w.rope_freqs};
-  for (const LayerWeights& l : w.layers)
-    for (const NamedTensor* tensor : {&l.attn_norm, &l.attn_q, &l.attn_k, &l.attn_v, &l.attn_output, &l.ffn_norm,
-                                      &l.ffn_gate, &l.ffn_up, &l.ffn_down, &l.ffn_down_t})
-      all.push_back(tensor);
-  for (const NamedTensor* tensor : all)
-    if (*tensor) matrices_[tensor->name] = widen(tensor->view);
-  keys_.resize(w.layers.size());
-  values_.resize(w.layers.size());
-}
-
-SlowLlama::Matrix SlowLlama::widen(const TensorView& view) const {
-  const auto type = static_cast<cpu::WeightType>(cpu::weight_type(view.dtype));
-  Matrix out{view.n_cols, view.n_rows, {}};
-  for (int64_t row = 0; row < view.n_rows; ++row)
-    for (int64_t i = 0; i < view.n_cols; ++i) out.values.push_back(cpu::reference::weight_at(type, view.row(row), i));
-  return out;
-}
-
-SlowLlama::Vector SlowLlama::times(const std::string& name, const Vector& x) const {
-  const Matrix& m = matrix(name);
-  Vector out(static_cast<size_t>(m.n_out), 0.0);
-  for (size_t row = 0; row < out.size(); ++row)
-    for (size_t i = 0; i < x.size(); ++i) out[row] += m.values[row * x.size() + i] * x[i];
-  return out;
-}
-
-SlowLlama::Vector SlowLlama::norm(const std::string& name, const Vector& x) const {
-  double squares = 0;
-  for (const double each : x) squares += each * each;
-  const double root = std::sqrt(squares / static_cast<double>(x.size()) + static_cast<double>(config_.norm_eps));
-  Vector out(x.size());
-  for (size_t i = 0; i < x.size(); ++i) out[i] = x[i] / root * matrix(name).values[i];
-  return out;
-}
-
-// Pairs of neighbours are turned by position / base^(2i / n_rot), as GGUF stores llama's heads.
-void SlowLlama::rope(Vector& x, int64_t n_head, int64_t position) const {
-  for (int64_t head = 0; head < n_head; ++head)
-    for (int64_t i = 0; i < config_.n_rot / 2; ++i) {
-      double angle = static_cast<double>(position) / static_cast<double>(config_.rope_scale) /
-                     std::pow(static_cast<double>(config_.rope_freq_base),
-                              2.0 * static_cast<double>(i) / static_cast<double>(config_.n_rot));
-      if (matrices_.count("rope_freqs.weight")) angle /= matrix("rope_freqs.weight").values[static_cast<size_t>(i)];
-      double& a = x[static_cast<size_t>(head * config_.head_dim + 2 * i)];
-      double& b = x[static_cast<size_t>(head * config_.head_dim + 2 * i + 1)];
-      const double turned = a * std::cos(angle) - b * std::sin(angle);
-      b = a * std::sin(angle) + b * std::cos(angle);
-      a = turned;
-    }
-}
-
-SlowLlama::Vector SlowLlama::attend(int64_t layer, const Vector& q) const {
-  const auto& keys = keys_[static_cast<size_t>(layer)];
-  const auto& values = values_[static_cast<size_t>(layer)];
-  const size_t dim = static_cast<size_t>(config_.head_dim);
-  Vector out(q.size(), 0.0);
-  for (size_t head = 0; head < static_cast<size_t>(config_.n_head); ++head) {
-    const size_t from = head / static_cast<size_t>(config_.n_head / config_.n_head_kv) * dim;
-    Vector scores;
-    for (const Vector& key : keys) {
-      double dot = 0;
-      for (size_t d = 0; d < dim; ++d) dot += q[head * dim + d] * key[from + d];
-      scores.push_back(dot / std::sqrt(static_cast<double>(dim)));
-    }
-    const double largest = *std::max_element(scores.begin(), scores.end());
-    double total = 0;
-    for (double& score : scores) total += score = std::exp(score - largest);
-    for (size_t t = 0; t < values.size(); ++t)
-      for (size_t d = 0; d < dim; ++d) out[head * dim + d] += scores[t] / total * values[t][from + d];
-  }
-  return out;
-}
-
-SlowLlama::Vector SlowLlama::feed_forward(int64_t layer, const Vector& x) const {
-  const std::string prefix = "blk." + std::to_string(layer) + ".";
-  Vector h = times(prefix + "ffn_gate.weight", x);
-  const Vector up = times(prefix + "ffn_up.weight", x);
-  for (size_t i = 0; i < h.size(); ++i) {
-    const double activated =
-        config_.activation == Activation::kRelu ? std::max(h[i], 0.0) : h[i] / (1 + std::exp(-h[i]));
-    h[i] = activated * up[i];
-  }
-  if (!matrices_.count(prefix + "ffn_down_t.weight")) return times(prefix + "ffn_down.weight", h);
-  const Matrix& down_t = matrix(prefix + "ffn_down_t.weight");
-  Vector out(x.size(), 0.0);
-  for (size_t unit = 0; unit < h.size(); ++unit)
-    for (size_t i = 0; i < x.size(); ++i) out[i] += h[unit] * down_t.values[unit * x.size() + i];
-  return out;
-}
-
-std::vector<double> SlowLlama::step(int32_t token) {
-  const Matrix& table = matrix("token_embd.weight");
-  const auto row = table.values.begin() + token * table.n_in;
-  Vector x(row, row + table.n_in);
-  const auto add = [&](const Vector& y) {
-    for (size_t i = 0; i < x.size(); ++i) x[i] += y[i];
-  };
-  for (int64_t layer = 0; layer < config_.n_layer; ++layer) {
-    const std::string prefix = "blk." + std::to_string(layer) + ".";
-    const Vector in = norm(prefix + "attn_norm.weight", x);
-    Vector q = times(prefix + "attn_q.weight", in);
-    Vector k = times(prefix + "attn_k.weight", in);
-    auto& keys = keys_[static_cast<size_t>(layer)];
-    const int64_t position = static_cast<int64_t>(keys.size());
-    rope(q, config_.n_head, position);
-    rope(k, config_.n_head_kv, position);
-    keys.push_back(k);
-    values_[static_cast<size_t>(layer)].push_back(times(prefix + "attn_v.weight", in));
-    add(times(prefix + "attn_output.weight", attend(layer, q)));
-    add(feed_forward(layer, norm(prefix + "ffn_norm.weight", x)));
-  }
-  return times(tied_ ? "token_embd.weight" : "output.weight", norm("output_norm.weight", x));
 }
 
 }  // namespace hotset::test

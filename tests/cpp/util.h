@@ -88,15 +88,17 @@ class GgufWriter {
   std::vector<Tensor> tensors_;
 };
 
-// A llama of a few thousand random weights.
+// A model of a few thousand random weights.
 struct TinySpec {
+  std::string arch = "llama";
   int64_t n_layer = 2, n_embd = 64, n_ff = 96, n_head = 4, n_head_kv = 2, head_dim = 16;
   int64_t n_rot = 0;  // 0 = head_dim
   int64_t n_ctx = 1024;
   DType dtype = DType::kF32;  // of all matrices
   bool neuron_major = true;   // ffn_down_t, else ffn_down
   bool tied = false;
-  bool relu = true;
+  Activation activation = Activation::kRelu;
+  bool biases = false;  // of every matrix that may have one; LayerNorms have theirs anyway
   bool rope_freqs = false;
   float linear_scale = 1;
   uint64_t seed = 1;
@@ -130,34 +132,6 @@ struct ParsedBytes {
   std::shared_ptr<const GgufFile> file;
 };
 ParsedBytes parse_bytes(const std::string& bytes);
-
-// The forward pass in double, token after token, written from the definition: every weight widened to double, no cache
-// but the keys and values of earlier positions.
-class SlowLlama {
- public:
-  explicit SlowLlama(const Model& model);
-  // Logits (n_vocab) after one more token.
-  std::vector<double> step(int32_t token);
-
- private:
-  using Vector = std::vector<double>;
-  struct Matrix {
-    int64_t n_in = 0, n_out = 0;
-    Vector values;  // row by row, a row is an output
-  };
-  Matrix widen(const TensorView& view) const;
-  const Matrix& matrix(const std::string& name) const { return matrices_.at(name); }
-  Vector times(const std::string& name, const Vector& x) const;
-  Vector norm(const std::string& name, const Vector& x) const;
-  void rope(Vector& x, int64_t n_head, int64_t position) const;
-  Vector attend(int64_t layer, const Vector& q) const;
-  Vector feed_forward(int64_t layer, const Vector& x) const;
-
-  ModelConfig config_;
-  bool tied_;
-  std::map<std::string, Matrix> matrices_;
-  std::vector<std::vector<Vector>> keys_, values_;  // per layer and position
-};
 
 // Sum of squared differences over sum of squares of `expected`; infinite when anything is not finite.
 double nmse(std::span<const float> got, const std::vector<double>& expected);
