@@ -14,7 +14,7 @@ PUBLIC = {"core/engine.h", "core/error.h"}
 
 # docs/ARCHITECTURE.md, "Layers". A file belongs to the layer of its stem; the longest prefix counts.
 LAYERS = [
-    ["error", "log", "dtype", "half", "tensor", "kinds", "unicode", "unit_counts"],
+    ["error", "log", "dtype", "half", "tensor", "kinds", "unicode", "unit_counts", "quantize"],
     ["mmap_file", "gguf", "topology"],
     ["op", "device", "devices", "plan", "thread_pool"],
     ["architecture", "model_config", "weights", "tokenizer", "pre_tokenizer", "sampler",

@@ -1,0 +1,26 @@
+// Rows of weights from float to the stored types and back: what every stored type means, scalar and exact.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace hotset {
+
+// Whether quantize_row and dequantize_row know a type: F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K.
+bool dtype_has_codec(DType type);
+
+// The largest |x| whose block scales fit the type's 16-bit floats.
+float largest_value(DType type);
+
+// Stores `n` floats, n a multiple of the block size, in row_bytes(type, n) bytes; no alignment is asked of `out`. The
+// result depends on the values only. F16, BF16, Q8_0 and Q4_0 are those of the GGUF reference (the Python package
+// `gguf`), bit for bit; the K types search scales of the least weighted squared error. A block that holds infinity or
+// NaN decodes to NaN; values above largest_value give a block of no use. Throws Error for a type without a codec.
+void quantize_row(DType type, const float* x, int64_t n, std::byte* out);
+
+// Decodes `n` elements; `row` need not be aligned. Bit for bit what the Python package `gguf` gives. Throws as above.
+void dequantize_row(DType type, const std::byte* row, int64_t n, float* out);
+
+}  // namespace hotset

@@ -1,0 +1,147 @@
+// Q6_K: 16 sub-blocks of 16, value = d * scale * (q - 32), scale of 8 bits with a sign per sub-block.
+//
+// The search. Per sub-block: a few spacings of the grid, each with the least-squares scale of what it assigns. Then
+// scales are rounded to 8 bits, and d is fitted again to what that made of them.
+#include "core/quantize_k.h"
+
+namespace hotset {
+namespace {
+
+constexpr int kLanes = 16, kLength = 16, kSuper = kLanes * kLength;
+constexpr float kLeastQ = -32, kMostQ = 31, kLeastScale = -128, kMostScale = 127;
+constexpr int kSpacings = 19;
+constexpr int kHighAt = 128, kScaleAt = 192, kDAt = 208;  // bytes of the block; the low nibbles come first
+
+using Block = TurnedBlock<kLength, kLanes>;
+
+// As for Q4_K, but more so: at six bits the small elements lose little.
+void weigh(Block& block) {
+  for (int i = 0; i < kLength; ++i)
+    for (int lane = 0; lane < kLanes; ++lane) block.weight[i][lane] = block.x[i][lane] * block.x[i][lane];
+}
+
+// Per sub-block the scale in x = scale * q, and what it takes off the error of all zeros.
+struct Scales {
+  float scale[kLanes]{}, gain[kLanes]{};
+};
+
+// Tries q = round(x * inverse) and takes its least-squares scale for the lanes where it is better than what is there.
+void keep_better(const Block& block, const float* inverse, Scales& best) {
+  float qq[kLanes]{}, qx[kLanes]{};
+  for (int i = 0; i < kLength; ++i) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const float x = block.x[i][lane], weight = block.weight[i][lane];
+      const float q = round_within(x * inverse[lane], kLeastQ, kMostQ);
+      qq[lane] += weight * q * q;
+      qx[lane] += weight * q * x;
+    }
+  }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const float scale = qx[lane] * inverse_or_zero(qq[lane]);
+    const float gain = scale * qx[lane];
+    const bool better = gain > best.gain[lane];
+    best.scale[lane] = better ? scale : best.scale[lane];
+    best.gain[lane] = better ? gain : best.gain[lane];
+  }
+}
+
+// The element of the largest magnitude of each sub-block becomes about -32, the end of the grid that reaches further.
+Scales fit_scales(const Block& block) {
+  float most[kLanes]{}, inverse[kLanes];
+  for (int i = 0; i < kLength; ++i)
+    for (int lane = 0; lane < kLanes; ++lane)
+      most[lane] = std::fabs(block.x[i][lane]) > std::fabs(most[lane]) ? block.x[i][lane] : most[lane];
+  Scales best;
+  for (int spacing = 0; spacing < kSpacings; ++spacing) {
+    const float steps = kLeastQ + 0.1f * static_cast<float>(spacing - kSpacings / 2);
+    for (int lane = 0; lane < kLanes; ++lane) inverse[lane] = steps * inverse_or_zero(most[lane]);
+    keep_better(block, inverse, best);
+  }
+  return best;
+}
+
+// What is stored; d as it will be read.
+struct Code {
+  float d = 0;
+  float scale[kLanes];
+  float q[kLength][kLanes];
+};
+
+void assign(const Block& block, Code& code) {
+  float inverse[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) inverse[lane] = inverse_or_zero(code.d * code.scale[lane]);
+  for (int i = 0; i < kLength; ++i)
+    for (int lane = 0; lane < kLanes; ++lane)
+      code.q[i][lane] = round_within(block.x[i][lane] * inverse[lane], kLeastQ, kMostQ);
+}
+
+// The least-squares d for x = d * a with a = scale * q.
+void refit(const Block& block, Code& code) {
+  float aa[kLanes]{}, ax[kLanes]{};
+  for (int i = 0; i < kLength; ++i) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const float x = block.x[i][lane], weight = block.weight[i][lane];
+      const float a = code.scale[lane] * code.q[i][lane];
+      aa[lane] += weight * a * a;
+      ax[lane] += weight * a * x;
+    }
+  }
+  double sum_aa = 0, sum_ax = 0;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    sum_aa += aa[lane];
+    sum_ax += ax[lane];
+  }
+  if (sum_aa > 0) code.d = through_f16(static_cast<float>(sum_ax / sum_aa));
+}
+
+Code encode(const float* x) {
+  Block block(x);
+  weigh(block);
+  const Scales scales = fit_scales(block);
+  float most = 0;  // of the scales, with its sign, which becomes -128
+  for (int lane = 0; lane < kLanes; ++lane)
+    most = std::fabs(scales.scale[lane]) > std::fabs(most) ? scales.scale[lane] : most;
+  Code code;
+  code.d = through_f16(most / kLeastScale);
+  for (int lane = 0; lane < kLanes; ++lane)
+    code.scale[lane] = round_within(scales.scale[lane] * inverse_or_zero(code.d), kLeastScale, kMostScale);
+  assign(block, code);
+  refit(block, code);
+  assign(block, code);
+  return code;
+}
+
+}  // namespace
+
+void quantize_q6_k(const float* x, std::byte* out) {
+  const Code code = encode(x);
+  uint8_t q[kSuper];
+  for (int lane = 0; lane < kLanes; ++lane)
+    for (int i = 0; i < kLength; ++i) q[lane * kLength + i] = static_cast<uint8_t>(code.q[i][lane] - kLeastQ);
+  for (int half = 0; half < 2; ++half) {
+    const uint8_t* from = q + kSuper / 2 * half;
+    for (int i = 0; i < 64; ++i)
+      out[64 * half + i] = static_cast<std::byte>((from[i] & 15) | (from[i + 64] & 15) << 4);
+    for (int i = 0; i < 32; ++i)
+      out[kHighAt + 32 * half + i] = static_cast<std::byte>(from[i] >> 4 | from[i + 32] >> 4 << 2 |
+                                                            from[i + 64] >> 4 << 4 | from[i + 96] >> 4 << 6);
+  }
+  for (int lane = 0; lane < kLanes; ++lane)
+    out[kScaleAt + lane] = static_cast<std::byte>(static_cast<int8_t>(code.scale[lane]));
+  store_u16(f32_to_f16(code.d), out + kDAt);
+}
+
+void dequantize_q6_k(const std::byte* block, float* out) {
+  const float d = f16_to_f32(load_u16(block + kDAt));
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const float scale = d * static_cast<float>(std::to_integer<int8_t>(block[kScaleAt + lane]));
+    for (int at = lane * kLength; at < (lane + 1) * kLength; ++at) {
+      const int half = at / 128, within = at % 128;
+      const int low = std::to_integer<int>(block[64 * half + within % 64] >> (within / 64 * 4)) & 15;
+      const int high = std::to_integer<int>(block[kHighAt + 32 * half + within % 32] >> (within / 32 * 2)) & 3;
+      out[at] = scale * static_cast<float>((low | high << 4) - 32);
+    }
+  }
+}
+
+}  // namespace hotset
