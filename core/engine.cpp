@@ -91,6 +91,7 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
   exact_ = skips_units(options, config);
   memory_limit_ = physical_memory_bytes();
   device_ = make_device(options);
+  if (exact_) relayout_ = std::make_unique<Relayout>(*model, device_->info().n_threads, options.log);
   executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get()}, make_plans(options));
   const int64_t blocks_each = (n_ctx_ + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions;
   pool_ = std::make_unique<KvBlockPool>(options.n_sequences > 0 ? blocks_each * options.n_sequences : INT32_MAX);
@@ -98,7 +99,7 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
   blocks_per_slab_ = std::clamp<int64_t>(kSlabBytes / block_bytes, 1, 1024);
 }
 
-const Weights& EngineImpl::weights() const { return model->weights(); }
+const Weights& EngineImpl::weights() const { return relayout_ ? relayout_->weights() : model->weights(); }
 
 // The dense plan, and before it, in exact mode, the one for few rows.
 std::vector<Plan> EngineImpl::make_plans(const EngineOptions& options) const {
@@ -149,6 +150,7 @@ EngineInfo EngineImpl::info() const {
   out.kv_bytes_per_position = kv.block_bytes() / static_cast<uint64_t>(KvLayout::kBlockPositions);
   out.buffer_bytes = executor_->buffer_bytes();
   if (!exact_) return out;
+  out.relayout_bytes = relayout_->n_bytes();
   for (const LayerWeights& layer : weights().layers) {
     out.skippable_bytes_per_token += layer.ffn_down_t.view.size_bytes();
     if (layer.ffn_gate) out.skippable_bytes_per_token += layer.ffn_up.view.size_bytes();

@@ -52,6 +52,7 @@ struct EngineInfo {
   int32_t n_threads = 0;
   int64_t n_ctx = 0;
   uint64_t weight_bytes = 0;            // mapped from the file, not copied
+  uint64_t relayout_bytes = 0;          // made at load for sparse execution, in place of as much of the mapped file
   uint64_t weight_bytes_per_token = 0;  // read by one dense decode token
   uint64_t skippable_bytes_per_token = 0;  // part of it that exact mode reads for active units only
   uint64_t kv_bytes_per_position = 0;

@@ -11,6 +11,7 @@
 #include "core/engine.h"
 #include "core/executor.h"
 #include "core/kv_cache.h"
+#include "core/relayout.h"
 
 namespace hotset {
 
@@ -74,6 +75,7 @@ class EngineImpl {
   FairMutex compute_;        // held for one step: guards executor_, params_, output_owner_
   std::mutex blocks_mutex_;  // held shortly: guards pool_ and slabs_; a running step touches only its own blocks
   std::unique_ptr<Device> device_;
+  std::unique_ptr<Relayout> relayout_;  // in exact mode: the weights that plans use
   std::unique_ptr<Executor> executor_;
   bool exact_ = false;  // few rows skip inactive units
   DType kv_type_ = DType::kF16;

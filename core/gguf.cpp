@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "core/mmap_file.h"
 
 namespace hotset {
 namespace {
@@ -152,6 +153,10 @@ std::string gguf_value_text(const GgufValue& value) {
   std::string out = "[";
   for (uint64_t i = 0; i < array.n && i < 6; ++i) out += (i ? ", " : "") + element_text(array, i);
   return out + (array.n > 6 ? cat(", ...] (", array.n, ")") : "]");
+}
+
+void GgufFile::drop_pages(const TensorView& view) const {
+  if (mapping_) mapping_->drop_pages(view.data, view.size_bytes());
 }
 
 }  // namespace hotset

@@ -14,6 +14,8 @@
 
 namespace hotset {
 
+class MmapFile;
+
 // Value types, numbered as in the file.
 enum class GgufType : uint32_t {
   kU8 = 0,
@@ -90,11 +92,14 @@ class GgufFile {
   std::optional<std::vector<float>> get_float_array(const std::string& key) const;
   std::optional<std::vector<std::string>> get_string_array(const std::string& key) const;
 
+  // Takes a tensor's data out of this process's memory where it is mapped from a file; it is read again when touched.
+  void drop_pages(const TensorView& view) const;
+
  private:
   friend class GgufParser;
   GgufFile() = default;
 
-  std::shared_ptr<const void> owner_;  // the mapping, when open() made one
+  std::shared_ptr<const MmapFile> mapping_;  // when open() made one
   std::string name_;
   uint32_t version_ = 0;
   uint64_t alignment_ = 32;

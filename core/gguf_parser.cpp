@@ -217,7 +217,7 @@ class GgufParser {
 std::shared_ptr<const GgufFile> GgufFile::open(const std::string& path) {
   const auto mapping = MmapFile::open(path);
   auto file = parse(mapping->data(), mapping->size(), path);
-  std::const_pointer_cast<GgufFile>(file)->owner_ = mapping;
+  std::const_pointer_cast<GgufFile>(file)->mapping_ = mapping;
   return file;
 }
 

@@ -41,6 +41,13 @@ std::shared_ptr<const MmapFile> MmapFile::open(const std::string& path) {
   return std::shared_ptr<const MmapFile>(new MmapFile(static_cast<const std::byte*>(data), size));
 }
 
+void MmapFile::drop_pages(const std::byte* at, size_t n_bytes) const {
+  const size_t page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  const size_t offset = static_cast<size_t>(at - data_);
+  const size_t begin = (offset + page - 1) / page * page, end = (offset + n_bytes) / page * page;
+  if (begin < end) ::madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
+}
+
 MmapFile::~MmapFile() { ::munmap(const_cast<std::byte*>(data_), size_); }
 
 }  // namespace hotset

@@ -19,6 +19,9 @@ class MmapFile {
   const std::byte* data() const { return data_; }
   size_t size() const { return size_; }
 
+  // Takes the whole pages within [at, at + n_bytes) out of this process's memory; they are read again when touched.
+  void drop_pages(const std::byte* at, size_t n_bytes) const;
+
  private:
   MmapFile(const std::byte* data, size_t size) : data_(data), size_(size) {}
   const std::byte* data_;

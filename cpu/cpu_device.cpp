@@ -1,6 +1,5 @@
 // The CPU as a device: memory from the operating system, programs run by a thread team.
-#include <sys/mman.h>
-
+#include "core/arena.h"
 #include "core/devices.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
@@ -11,17 +10,15 @@ namespace hotset {
 namespace cpu {
 namespace {
 
-class MappedMemory final : public DeviceMemory {
+class ArenaMemory final : public DeviceMemory {
  public:
-  explicit MappedMemory(size_t n_bytes) {
-    size_ = (n_bytes + 4095) / 4096 * 4096;
-    void* data = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (data == MAP_FAILED)
-      throw OutOfMemoryError(error_text("memory", "allocation", cat(n_bytes, " bytes"), "a refusal by the system",
-                                        "lower -c, use fewer sequences or a smaller model"));
-    data_ = static_cast<std::byte*>(data);
+  explicit ArenaMemory(size_t n_bytes) : arena_(n_bytes, Pages::kNormal) {
+    data_ = arena_.data();
+    size_ = arena_.size();
   }
-  ~MappedMemory() override { ::munmap(data_, size_); }
+
+ private:
+  Arena arena_;
 };
 
 class CpuDevice final : public Device {
@@ -58,7 +55,7 @@ class CpuDevice final : public Device {
 
 }  // namespace
 
-std::unique_ptr<DeviceMemory> allocate(size_t n_bytes) { return std::make_unique<MappedMemory>(n_bytes); }
+std::unique_ptr<DeviceMemory> allocate(size_t n_bytes) { return std::make_unique<ArenaMemory>(n_bytes); }
 
 }  // namespace cpu
 

@@ -15,11 +15,11 @@ PUBLIC = {"core/engine.h", "core/error.h"}
 # docs/ARCHITECTURE.md, "Layers". A file belongs to the layer of its stem; the longest prefix counts.
 LAYERS = [
     ["error", "log", "dtype", "half", "tensor", "kinds", "unicode", "unit_counts", "quantize"],
-    ["mmap_file", "gguf", "topology"],
+    ["arena", "mmap_file", "gguf", "topology"],
     ["op", "device", "devices", "plan", "thread_pool"],
     ["architecture", "model_config", "weights", "tokenizer", "pre_tokenizer", "sampler",
      "kv_cache", "model"],
-    ["planner", "executor"],
+    ["planner", "executor", "relayout"],
     ["engine", "generation", "perplexity", "version"],
 ]
 # What a layer of core/ may include: L3 knows no devices, so not L2.

@@ -1,0 +1,101 @@
+#include "core/relayout.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+
+#include "core/error.h"
+#include "core/gguf.h"
+#include "core/quantize.h"
+#include "core/thread_pool.h"
+
+namespace hotset {
+namespace {
+
+// Units transposed at a time: whole blocks of every type, and a tile that stays in the cache of its core.
+constexpr int64_t kTileUnits = 256;
+
+// The type that holds rows of n elements: the same where its blocks fit, else the next that loses less.
+DType type_for_rows(DType type, int64_t n) {
+  if (n % dtype_info(type).block_size == 0) return type;
+  return n % dtype_info(DType::kQ8_0).block_size == 0 ? DType::kQ8_0 : DType::kF16;
+}
+
+// Squares of what storing lost, and of what was stored.
+void add_squares(const float* was, const float* is, int64_t n, double& error, double& size) {
+  for (int64_t i = 0; i < n; ++i) {
+    const double difference = static_cast<double>(is[i]) - static_cast<double>(was[i]);
+    error += difference * difference;
+    size += static_cast<double>(was[i]) * static_cast<double>(was[i]);
+  }
+}
+
+std::string summary(size_t n_layers, uint64_t n_bytes, double seconds, double relative_error) {
+  char text[160];
+  std::snprintf(text, sizeof text, "%.1f MiB in %.2f s, %s", static_cast<double>(n_bytes) / (1 << 20), seconds,
+                relative_error > 0 ? "" : "lossless");
+  std::string out = cat("[engine] the down projection of ", n_layers, " layers was laid out anew for sparse execution: ", text);
+  if (!(relative_error > 0)) return out;
+  std::snprintf(text, sizeof text, "%.2f %%", 100 * relative_error);
+  return out + cat("quantised anew with a relative error of ", text, " (`hotset quantize` does it once, from better weights)");
+}
+
+}  // namespace
+
+Relayout::Relayout(const Model& model, int32_t n_threads, const LogSink& log) : weights_(model.weights()) {
+  const auto is_standard = [](const LayerWeights& layer) { return !layer.ffn_down_t; };
+  const auto n_layers = std::count_if(weights_.layers.begin(), weights_.layers.end(), is_standard);
+  if (n_layers == 0) return;
+  const auto start = std::chrono::steady_clock::now();
+  ThreadPool pool(n_threads);
+  std::vector<Error2> errors(static_cast<size_t>(n_threads));
+  for (LayerWeights& layer : weights_.layers)
+    if (is_standard(layer)) make_layer(model, layer, pool, errors);
+  Error2 total;
+  for (const Error2& each : errors) total.error += each.error, total.size += each.size;
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  log_to(log, LogLevel::kInfo,
+         summary(static_cast<size_t>(n_layers), n_bytes_, elapsed.count(),
+                 total.size > 0 ? std::sqrt(total.error / total.size) : 0));
+}
+
+void Relayout::make_layer(const Model& model, LayerWeights& layer, ThreadPool& pool, std::vector<Error2>& errors) {
+  const TensorView& down = layer.ffn_down.view;  // (n_ff, n_embd)
+  const int64_t n_ff = down.n_cols, n_embd = down.n_rows;
+  const DType type = type_for_rows(down.dtype, n_embd);
+  const size_t stride = row_bytes(type, n_embd);
+  Arena arena(static_cast<size_t>(n_ff) * stride, Pages::kHuge);
+  std::atomic<int64_t> next{0};
+  pool.run([&](int32_t worker) {
+    std::vector<float> slice(kTileUnits), tile(static_cast<size_t>(kTileUnits * n_embd)), back(static_cast<size_t>(n_embd));
+    Error2 sums;
+    for (int64_t first = kTileUnits * next++; first < n_ff; first = kTileUnits * next++) {
+      const int64_t n = std::min(kTileUnits, n_ff - first);
+      for (int64_t row = 0; row < n_embd; ++row) {
+        dequantize_row(down.dtype, down.row(row) + row_bytes(down.dtype, first), n, slice.data());
+        for (int64_t unit = 0; unit < n; ++unit)
+          tile[static_cast<size_t>(unit * n_embd + row)] = slice[static_cast<size_t>(unit)];
+      }
+      for (int64_t unit = 0; unit < n; ++unit) {
+        std::byte* const to = arena.data() + static_cast<size_t>(first + unit) * stride;
+        const float* const from = tile.data() + unit * n_embd;
+        quantize_row(type, from, n_embd, to);
+        dequantize_row(type, to, n_embd, back.data());
+        add_squares(from, back.data(), n_embd, sums.error, sums.size);
+      }
+    }
+    errors[static_cast<size_t>(worker)].error += sums.error;
+    errors[static_cast<size_t>(worker)].size += sums.size;
+  });
+  model.file().drop_pages(down);
+  layer.ffn_down_t.name = layer.ffn_down.name;
+  layer.ffn_down_t.name.replace(layer.ffn_down_t.name.rfind("ffn_down"), 8, "ffn_down_t");
+  layer.ffn_down_t.view = {arena.data(), type, n_embd, n_ff, stride};
+  layer.ffn_down = {};
+  n_bytes_ += arena.size();
+  arenas_.push_back(std::move(arena));
+}
+
+}  // namespace hotset

@@ -1,0 +1,39 @@
+// Makes the neuron-major down projection that sparse execution reads from a file in the standard layout.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/arena.h"
+#include "core/log.h"
+#include "core/model.h"
+#include "core/weights.h"
+
+namespace hotset {
+
+// Owns `ffn_down_t` of every layer whose file has only `ffn_down`: transposed and stored in the same type, so that a
+// unit's outgoing weights are one row. Block types are quantised anew along the other direction, which adds an error of
+// the size of their first one; F32, F16 and BF16 lose nothing. The pages of the old tensors are dropped as they are
+// read, so memory does not grow by more than a block type's padding.
+class Relayout {
+ public:
+  // Does the work on n_threads threads and says in one line to `log` what it cost; nothing to do and nothing said when
+  // every layer has ffn_down_t. The model must outlive this. Throws OutOfMemoryError.
+  Relayout(const Model& model, int32_t n_threads, const LogSink& log);
+
+  // The model's weights with ffn_down_t in every layer.
+  const Weights& weights() const { return weights_; }
+  uint64_t n_bytes() const { return n_bytes_; }
+
+ private:
+  struct Error2 {  // sums of squares
+    double error = 0, size = 0;
+  };
+  void make_layer(const Model& model, LayerWeights& layer, class ThreadPool& pool, std::vector<Error2>& errors);
+
+  Weights weights_;
+  std::vector<Arena> arenas_;  // one per layer
+  uint64_t n_bytes_ = 0;
+};
+
+}  // namespace hotset
