@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 namespace hotset {
 
@@ -9,6 +10,11 @@ namespace hotset {
 struct UnitCounts {
   uint64_t active = 0;
   uint64_t total = 0;
+  // nullopt where no exact step has been made.
+  std::optional<double> share() const {
+    if (total == 0) return std::nullopt;
+    return static_cast<double>(active) / static_cast<double>(total);
+  }
 };
 
 }  // namespace hotset

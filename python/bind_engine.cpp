@@ -1,6 +1,7 @@
 // Binds a loaded model with its engine: loading, vocabulary, logits, figures.
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/function.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -111,6 +112,9 @@ nb::dict stats(const NativeEngine& self) {
   out["n_ctx"] = info.n_ctx;
   out["weight_bytes"] = info.weight_bytes;
   out["weight_bytes_per_token"] = info.weight_bytes_per_token;
+  out["skippable_bytes_per_token"] = info.skippable_bytes_per_token;
+  out["relayout_bytes"] = info.relayout_bytes;
+  out["active_share"] = self.engine()->unit_counts().share();
   out["kv_bytes_per_position"] = info.kv_bytes_per_position;
   out["buffer_bytes"] = info.buffer_bytes;
   return out;

@@ -99,10 +99,11 @@ double prompt_rate(const GenerateStats& stats) { return per_second(stats.n_promp
 // The first token comes out of the prompt's last step, so it takes no part.
 double generate_rate(const GenerateStats& stats) { return per_second(stats.n_generated - 1, stats.generate_ms); }
 
-std::string timings_line(const GenerateStats& stats, FinishReason finish) {
-  return text_of("[ Prompt: %.1f t/s | Generation: %.1f t/s | %lld + %lld tokens | %s ]\n", prompt_rate(stats),
-                 generate_rate(stats), static_cast<long long>(stats.n_prompt),
-                 static_cast<long long>(stats.n_generated),
+std::string timings_line(const Engine& engine, const GenerateStats& stats, FinishReason finish) {
+  const auto share = engine.unit_counts().share();
+  return text_of("[ Prompt: %.1f t/s | Generation: %.1f t/s | %s%lld + %lld tokens | %s ]\n", prompt_rate(stats),
+                 generate_rate(stats), share ? text_of("%.1f %% of units active | ", 100 * *share).c_str() : "",
+                 static_cast<long long>(stats.n_prompt), static_cast<long long>(stats.n_generated),
                  finish == FinishReason::kNone ? "error" : finish_reason_name(finish));
 }
 
@@ -119,6 +120,8 @@ void print_json(const Engine& engine, const Generation& generation, const Outcom
   json.field("model", engine.model().path()).field("type", engine.model().type_text());
   json.field("device", info.device).field("isa", info.isa).field("mode", info.mode);
   json.field("n_threads", info.n_threads).field("n_ctx", info.n_ctx).field("seed", *flags.generate.sampler.seed);
+  const auto share = engine.unit_counts().share();
+  share ? json.field("active_share", *share) : json.key("active_share").null();
   json.key("timings").begin_object();
   json.field("n_prompt", stats.n_prompt).field("n_generated", stats.n_generated);
   json.field("prompt_ms", stats.prompt_ms).field("prompt_ts", prompt_rate(stats));
@@ -149,7 +152,7 @@ int cmd_run(const Words& words) {
   const auto close_output = [&] {
     if (flags.as_json) print_json(*engine, generation, outcome, flags);
     if (!flags.as_json && stdout_is_terminal()) write_stdout("\n");
-    write_stderr(timings_line(generation.stats(), outcome.finish));
+    write_stderr(timings_line(*engine, generation.stats(), outcome.finish));
   };
   try {
     generate(generation, !flags.as_json, outcome);

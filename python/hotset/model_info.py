@@ -21,7 +21,10 @@ class ModelStats:
         n_threads: threads that compute.
         n_ctx: positions a sequence may reach.
         weight_bytes: bytes mapped from the file.
-        weight_bytes_per_token: bytes of weights that one token reads.
+        weight_bytes_per_token: bytes of weights that one token reads when no unit is skipped.
+        skippable_bytes_per_token: those of them that mode "exact" reads for active units only.
+        relayout_bytes: bytes made at load for mode "exact", in place of as much of the mapped file.
+        active_share: share of units that were active in exact steps so far; None before the first.
         kv_bytes_per_position: bytes of KV cache that one position takes.
         buffer_bytes: bytes of activations and scratch.
     """
@@ -37,6 +40,9 @@ class ModelStats:
     n_ctx: int
     weight_bytes: int
     weight_bytes_per_token: int
+    skippable_bytes_per_token: int
+    relayout_bytes: int
+    active_share: float | None
     kv_bytes_per_position: int
     buffer_bytes: int
 

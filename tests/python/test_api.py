@@ -212,6 +212,8 @@ def test_stats(model):
     assert (stats.device, stats.n_threads, stats.n_ctx) == ("cpu", 2, 512)
     assert stats.weight_bytes >= stats.model_size > stats.model_n_params
     assert stats.weight_bytes_per_token > 0 and stats.kv_bytes_per_position > 0
+    assert stats.mode == "exact" and 0 < stats.active_share < 0.5  # the packaged model is sparse
+    assert 0 < stats.skippable_bytes_per_token < stats.weight_bytes_per_token and stats.relayout_bytes == 0
     assert "Q8_0" in stats.model
 
 

@@ -14,7 +14,10 @@ import pytest
 
 from conftest import assert_one_error_line
 
-TIMINGS = re.compile(rb"\[ Prompt: [0-9.]+ t/s \| Generation: [0-9.]+ t/s \| (\d+) \+ (\d+) tokens \| (\w+) \]\n")
+TIMINGS = re.compile(
+    rb"\[ Prompt: [0-9.]+ t/s \| Generation: [0-9.]+ t/s \| (?:[0-9.]+ % of units active \| )?"
+    rb"(\d+) \+ (\d+) tokens \| (\w+) \]\n"
+)
 COMMANDS = ["run", "bench", "perplexity", "tokenize", "detokenize", "logits", "inspect", "doctor"]
 GREEDY = ("--temp", "0")
 
