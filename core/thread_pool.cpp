@@ -1,5 +1,6 @@
 #include "core/thread_pool.h"
 
+#include <sched.h>
 #include <unistd.h>
 
 #include <system_error>
@@ -9,35 +10,21 @@
 namespace hotset {
 namespace {
 
-// A waiting worker first spins, then offers its core to whoever is ready to run, then sleeps. Spinning covers the
-// usual wait at a barrier (a few microseconds); yielding lets a worker that lost its core, to another process or
-// because there are more workers than cores, come back at once; sleeping costs a system call on both sides.
-constexpr int kSpins = 300;
-constexpr int kYields = 100;
+constexpr uint32_t kInside = (1u << 11) - 1;
+constexpr uint32_t kClosed = 1u << 11;
+constexpr uint32_t kGeneration = ~(kClosed | kInside);
+constexpr uint32_t kNextGeneration = 1u << 12;
 
-inline void pause_cpu() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-
-// Waits until `word` differs from `old`.
-template <class T>
-void wait_while_equal(const std::atomic<T>& word, T old) {
-  for (int i = 0; i < kSpins + kYields; ++i) {
-    if (word.load(std::memory_order_acquire) != old) return;
-    if (i < kSpins)
-      pause_cpu();
-    else
-      std::this_thread::yield();
-  }
-  while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
-}
+// Between runs a worker spins as long as sampling a token usually takes; then it costs nothing until the next run.
+constexpr std::chrono::microseconds kSpinBetweenRuns{100};
+// The caller, done with its part, waits for workers that end theirs.
+constexpr std::chrono::microseconds kSpinAtEnd{20};
 
 }  // namespace
 
-ThreadPool::ThreadPool(int32_t n_threads) : n_threads_(n_threads), process_(::getpid()) {
-  HS_CHECK(n_threads >= 1, "thread_pool");
+ThreadPool::ThreadPool(int32_t n_threads, std::vector<std::vector<int32_t>> worker_cpus)
+    : n_threads_(n_threads), process_(::getpid()), worker_cpus_(std::move(worker_cpus)), gate_(kClosed) {
+  HS_CHECK(n_threads >= 1 && n_threads <= static_cast<int32_t>(kInside), "thread_pool");
   threads_.reserve(static_cast<size_t>(n_threads - 1));
   try {
     for (int32_t worker = 1; worker < n_threads; ++worker) threads_.emplace_back([this, worker] { work(worker); });
@@ -56,9 +43,9 @@ void ThreadPool::stop() {
     for (std::thread& thread : threads_) thread.detach();
     return;
   }
-  stopping_ = true;
-  generation_.fetch_add(1, std::memory_order_release);
-  generation_.notify_all();
+  stopping_.store(true, std::memory_order_relaxed);
+  gate_.fetch_add(kNextGeneration, std::memory_order_release);
+  gate_.notify_all();
   for (std::thread& thread : threads_) thread.join();
 }
 
@@ -69,13 +56,16 @@ void ThreadPool::run(const std::function<void(int32_t)>& body) {
   body_ = &body;
   failed_.store(false, std::memory_order_relaxed);
   first_error_ = nullptr;
-  remaining_.store(n_threads_ - 1, std::memory_order_relaxed);
-  generation_.fetch_add(1, std::memory_order_release);
-  generation_.notify_all();
+  if (n_threads_ > 1) {
+    const uint32_t generation = gate_.load(std::memory_order_relaxed) & kGeneration;
+    gate_.store(generation + kNextGeneration, std::memory_order_release);
+    gate_.notify_all();
+  }
   run_body(0);
-  for (int32_t left = remaining_.load(std::memory_order_acquire); left != 0;
-       left = remaining_.load(std::memory_order_acquire))
-    wait_while_equal(remaining_, left);
+  if (n_threads_ > 1) {
+    gate_.fetch_or(kClosed, std::memory_order_relaxed);
+    wait_until(left_, [this] { return (gate_.load(std::memory_order_acquire) & kInside) == 0; }, kSpinAtEnd);
+  }
   body_ = nullptr;
   if (first_error_) std::rethrow_exception(first_error_);
 }
@@ -88,27 +78,41 @@ void ThreadPool::run_body(int32_t worker) {
   }
 }
 
-void ThreadPool::work(int32_t worker) {
-  uint32_t seen = 0;
-  while (true) {
-    wait_while_equal(generation_, seen);
-    seen = generation_.load(std::memory_order_acquire);
-    if (stopping_) return;
-    run_body(worker);
-    if (remaining_.fetch_sub(1, std::memory_order_acq_rel) == 1) remaining_.notify_all();
-  }
+// Joins the current run if it still takes workers; `generation` becomes its number either way.
+bool ThreadPool::enter(uint32_t& generation) {
+  uint32_t gate = gate_.load(std::memory_order_acquire);
+  while ((gate & kClosed) == 0 && (gate & kGeneration) != generation)
+    if (gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acquire)) {
+      generation = gate & kGeneration;
+      return true;
+    }
+  generation = gate & kGeneration;
+  return false;
 }
 
-void ThreadPool::barrier() {
-  if (n_threads_ == 1) return;
-  const uint32_t round = barrier_round_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == n_threads_ - 1) {
-    arrived_.store(0, std::memory_order_relaxed);
-    barrier_round_.fetch_add(1, std::memory_order_release);
-    barrier_round_.notify_all();
-    return;
+void ThreadPool::bind(int32_t worker) const {
+  if (static_cast<size_t>(worker) >= worker_cpus_.size()) return;
+  const std::vector<int32_t>& cpus = worker_cpus_[static_cast<size_t>(worker)];
+  if (cpus.empty()) return;
+  std::vector<cpu_set_t> mask(8);  // room for 8192 processors
+  for (const int32_t cpu : cpus) CPU_SET_S(static_cast<size_t>(cpu), mask.size() * sizeof(cpu_set_t), mask.data());
+  ::sched_setaffinity(0, mask.size() * sizeof(cpu_set_t), mask.data());  // refused: the scheduler decides
+}
+
+void ThreadPool::work(int32_t worker) {
+  bind(worker);
+  uint32_t seen = 0;
+  while (true) {
+    wait_until(gate_, [&] { return (gate_.load(std::memory_order_acquire) & kGeneration) != seen; }, kSpinBetweenRuns);
+    if (enter(seen)) {
+      run_body(worker);
+      if (gate_.fetch_sub(1, std::memory_order_acq_rel) % kNextGeneration == (kClosed | 1u)) {
+        left_.fetch_add(1, std::memory_order_release);
+        left_.notify_all();
+      }
+    }
+    if (stopping_.load(std::memory_order_relaxed)) return;
   }
-  wait_while_equal(barrier_round_, round);
 }
 
 }  // namespace hotset

@@ -1,7 +1,9 @@
 // A compiled plan on the CPU: a list of phases that the whole thread team walks together.
 //
-// Each op becomes one or more phases; a phase is a set of independent tasks. Workers take tasks from the phase's
-// counter and meet at a barrier before the next phase. Which worker computes a task never changes its result.
+// Each op becomes one or more phases; a phase is a set of independent tasks that workers take from the phase's counter.
+// Whoever finishes the last task of a phase goes on with the phases of one task that follow, alone, and then lets the
+// team into the next phase of several. Nobody waits for a worker that has no task in hand, so a worker that sleeps or
+// has lost its core holds up nothing. Which worker computes a task never changes its result.
 #pragma once
 
 #include <atomic>
@@ -36,7 +38,7 @@ struct StepContext {
 class Phase {
  public:
   virtual ~Phase() = default;
-  // Number of tasks for this step; the same on every worker. A phase of one task is run by worker 0.
+  // Number of tasks for this step; the same on every worker. Phases of one task run without the team.
   virtual int64_t n_tasks(const StepContext& context) const = 0;
   virtual void run(int64_t task, int32_t worker, const StepContext& context) const = 0;
 };
@@ -78,6 +80,11 @@ class CpuProgram final : public Program {
   friend class PhaseBuilder;
   void plan_tiles(const StepParams& params);
   void walk(int32_t worker, const StepContext& context);
+  bool share(size_t phase, int64_t n_tasks, int32_t worker, const StepContext& context);
+  void run_alone(size_t phase, int32_t worker, const StepContext& context);
+  void run_task(size_t phase, int64_t task, int32_t worker, const StepContext& context);
+  void ask_stop(int32_t worker, const StepContext& context);
+  void fail(std::exception_ptr error);
 
   const Kernels& kernels_;
   ThreadPool& pool_;
@@ -94,12 +101,17 @@ class CpuProgram final : public Program {
     std::atomic<uint64_t> active{0}, total{0};
   } unit_counts_;
 
-  // One counter per phase on its own cache line: the next task to take.
+  // Protocol. run() resets the counters and current_ before the team starts. A worker reads current_ (acquire), takes
+  // tasks of that phase from `next`, and adds the number it has finished to `done` (acquire and release). The one that
+  // brings `done` to the number of tasks has seen all results; it runs the phases of one task that follow and moves
+  // current_ on (release, then wakes sleepers). The others wait for current_ to change. One cache line per phase.
   struct alignas(64) Counter {
-    std::atomic<int64_t> next{0};
+    std::atomic<int64_t> next{0};  // task to take
+    std::atomic<int64_t> done{0};  // tasks finished
   };
   std::vector<Counter> counters_;
-  std::atomic<bool> failed_{false};
+  alignas(64) std::atomic<int32_t> current_{-1};  // phase that the team works on; -1 until worker 0 has found the first
+  alignas(64) std::atomic<bool> failed_{false};
   std::exception_ptr error_;  // written by the worker that turned failed_ to true
 };
 

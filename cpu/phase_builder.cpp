@@ -171,8 +171,8 @@ void PhaseBuilder::add(const op::Norm& o) {
   wrote(o.out);
 }
 
-// Takes the products that follow with the same input into one phase: one barrier, and small weights (k, v of grouped
-// heads) do not leave workers idle.
+// Takes the products that follow with the same input into one phase: the team meets once, and small weights (k, v of
+// grouped heads) do not leave workers idle.
 void PhaseBuilder::add(const op::MatMul& o) {
   quantize_for(plan_.weight(o.weight).dtype, o.in);
   size_t distance = 0;

@@ -11,7 +11,7 @@
 
 namespace hotset::cpu {
 
-// Rows that a task of a per-row phase takes. One row alone is one task: worker 0 does it without a barrier.
+// Rows that a task of a per-row phase takes. One row alone is one task, run without the team.
 constexpr int64_t kRowsPerTask = 4;
 
 // Largest number of rows for which a dense down pass and attention split one row's work over the team.

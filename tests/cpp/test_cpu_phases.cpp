@@ -315,7 +315,16 @@ TEST_CASE("cpu phases: a program stops when asked, throws what the check throws,
       int n_asked = 0;
       StepParams stopped = params;
       stopped.stop = [&] { return n_asked++ == n_calls; };
-      CHECK_THROWS_AS(device->launch(*program, stopped), CancelledError);
+      if (n_threads == 1 || n_calls == 0) {
+        CHECK_THROWS_AS(device->launch(*program, stopped), CancelledError);
+      } else {  // phases that others have done before worker 0 looks are not asked about
+        try {
+          device->launch(*program, stopped);
+          CHECK(n_asked <= n_calls);
+        } catch (const CancelledError&) {
+          CHECK(n_asked == n_calls + 1);
+        }
+      }
       stopped.stop = []() -> bool { throw std::logic_error("own"); };
       CHECK_THROWS_AS(device->launch(*program, stopped), std::logic_error);
       device->launch(*program, params);
