@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/device.h"
 
@@ -10,7 +11,10 @@ namespace hotset {
 
 struct CpuDeviceOptions {
   int32_t n_threads = 1;
-  std::string isa;  // "" = best here
+  std::string isa{};         // "" = best here
+  int32_t n_processors = 0;  // threads beyond this number are not started, they would only take turns; 0 = no limit
+  std::vector<std::vector<int32_t>> worker_cpus{};  // see ThreadPool
+  std::vector<int32_t> memory_nodes{};              // alloc() spreads pages over these NUMA nodes when it names several
 };
 
 // Throws Error for an instruction set this CPU lacks.

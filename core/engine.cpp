@@ -44,6 +44,8 @@ void check_options(const EngineOptions& options) {
                                            "\"q8_0\"", "use --kv-type f16"));
   if (options.kv_type != "auto" && options.kv_type != "f16" && options.kv_type != "f32")
     fail_option("kv_type", "auto, f16 or f32", quoted(options.kv_type));
+  if (options.pin != "auto" && options.pin != "on" && options.pin != "off")
+    fail_option("pin", "auto, on or off", quoted(options.pin));
   if (options.device == "virtual")
     throw DeviceError(error_text("engine", "device", "auto, cpu or cuda (virtual is not in this version)",
                                  "\"virtual\"", "use --device cpu"));
@@ -70,7 +72,18 @@ std::string chosen_isa(const EngineOptions& options) {
 
 std::unique_ptr<Device> make_device(const EngineOptions& options) {
   if (options.device == "cuda") return make_cuda_device();
-  return make_cpu_device({options.n_threads > 0 ? options.n_threads : physical_cores(), chosen_isa(options)});
+  const Topology topology = read_topology();
+  CpuDeviceOptions out;
+  out.n_threads = options.n_threads > 0 ? options.n_threads : topology.default_threads();
+  out.isa = chosen_isa(options);
+  out.n_processors = topology.n_processors;
+  out.worker_cpus = place_threads(topology, out.n_threads, options.pin);
+  out.memory_nodes = topology.nodes();
+  if (out.n_threads > topology.n_processors)
+    log_to(options.log, LogLevel::kInfo,
+           cat("[engine] ", out.n_threads, " threads asked for, ", topology.n_processors,
+               " can run at once and are used"));
+  return make_cpu_device(out);
 }
 
 }  // namespace
@@ -321,6 +334,8 @@ void FairMutex::unlock() {
 
 Engine::Engine(std::unique_ptr<EngineImpl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() = default;
+
+std::string describe_processors() { return describe(read_topology()); }
 
 std::shared_ptr<Engine> Engine::create(std::shared_ptr<const Model> model, const EngineOptions& options) {
   return std::shared_ptr<Engine>(new Engine(std::make_unique<EngineImpl>(std::move(model), options)));

@@ -31,8 +31,13 @@ class SequenceState;
 const char* version();
 const char* build_commit();
 
+// The processors this process may use and the number of threads that an engine takes by default, with the reason, in
+// one line for people.
+std::string describe_processors();
+
 struct EngineOptions {
-  int32_t n_threads = 0;         // 0 = one per physical core
+  int32_t n_threads = 0;         // 0 = one per physical core, performance cores only, within the quota of the cgroup
+  std::string pin = "auto";      // "on": each thread on its own core, "off", "auto": off the slow cores of a hybrid CPU
   int64_t n_ctx = 0;             // positions a sequence may reach; 0 = what the model was trained for
   int32_t n_batch = 512;         // rows computed at once in prefill
   int32_t n_sequences = 0;       // sequences that may be open at n_ctx each; 0 = no fixed number, memory is the limit
@@ -49,6 +54,7 @@ struct EngineInfo {
   std::string isa;      // kernels in use
   std::string mode;     // mode in effect
   std::string kv_type;  // type in effect
+  // Threads asked for; no more than there are processors compute.
   int32_t n_threads = 0;
   int64_t n_ctx = 0;
   uint64_t weight_bytes = 0;            // mapped from the file, not copied

@@ -1,8 +1,11 @@
 // The CPU as a device: memory from the operating system, programs run by a thread team.
+#include <algorithm>
+
 #include "core/arena.h"
 #include "core/devices.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
+#include "core/topology.h"
 #include "cpu/cpu_program.h"
 #include "cpu/phase_builder.h"
 
@@ -24,15 +27,23 @@ class ArenaMemory final : public DeviceMemory {
 class CpuDevice final : public Device {
  public:
   explicit CpuDevice(const CpuDeviceOptions& options)
-      : kernels_(kernels_for(options.isa.empty() ? nullptr : options.isa.c_str())), pool_(options.n_threads) {}
+      : kernels_(kernels_for(options.isa.empty() ? nullptr : options.isa.c_str())),
+        n_threads_(options.n_threads),
+        memory_nodes_(options.memory_nodes),
+        pool_(options.n_processors > 0 ? std::min(options.n_threads, options.n_processors) : options.n_threads,
+              options.worker_cpus) {}
 
-  DeviceInfo info() const override { return {"cpu", "CPU", kernels_.isa, pool_.size()}; }
+  DeviceInfo info() const override { return {"cpu", "CPU", kernels_.isa, n_threads_}; }
 
   std::string why_unsupported(const Op& op, const Plan& plan) const override {
     return PhaseBuilder::why_unsupported(op, plan);
   }
 
-  std::unique_ptr<DeviceMemory> alloc(size_t n_bytes) override { return allocate(n_bytes); }
+  std::unique_ptr<DeviceMemory> alloc(size_t n_bytes) override {
+    std::unique_ptr<DeviceMemory> memory = allocate(n_bytes);
+    if (memory_nodes_.size() > 1) interleave_pages(memory->data(), memory->size(), memory_nodes_);
+    return memory;
+  }
 
   std::unique_ptr<Program> compile(const Plan& plan, int32_t lane) override {
     for (const Step& step : plan.steps) {
@@ -50,6 +61,8 @@ class CpuDevice final : public Device {
 
  private:
   const Kernels& kernels_;
+  const int32_t n_threads_;  // asked for
+  const std::vector<int32_t> memory_nodes_;
   ThreadPool pool_;
 };
 

@@ -62,6 +62,7 @@ std::string text_report(const Findings& findings) {
   std::string out = cat("hotset     ", version(), " (", build_commit(), "), compiler ", __VERSION__, "\n");
   out += cat("cpu        ", machine.cpu.empty() ? "unknown" : printable(machine.cpu), ", ", machine.n_physical,
              " cores, ", machine.n_logical, " processors\n");
+  out += cat("threads    ", describe_processors(), "\n");
   out += cat("features   ", joined(machine.features), "\n");
   out += cat("kernels    ", findings.isa.empty() ? "unknown" : findings.isa, "\n");
   out += cat("memory     ", bytes_text(machine.memory_bytes), ", ", bytes_text(machine.free_bytes), " free\n");
@@ -86,6 +87,7 @@ std::string json_report(const Findings& findings) {
   json.field("cpu_features", machine.features);
   text_or_null(json, "isa", findings.isa);
   json.field("n_cores", machine.n_physical).field("n_processors", machine.n_logical);
+  json.field("threads", describe_processors());
   json.field("memory_bytes", machine.memory_bytes).field("free_bytes", machine.free_bytes);
   json.field("read_gbps", findings.read_gbps);
   text_or_null(json, "gpu", findings.gpu);

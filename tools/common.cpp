@@ -10,7 +10,7 @@ namespace hotset::cli {
 namespace {
 
 bool is_file(const std::string& path) {
-  struct stat status {};
+  struct stat status{};
   return stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode);
 }
 
@@ -70,6 +70,7 @@ void add_device_flags(Args& args, DeviceFlags& flags) {
   args.size("--vram-budget", "GPU memory to use: 8GiB, 8000MiB, auto", flags.vram_budget);
   args.choice("--adapt", "on|off", "move hot units while generating", flags.adapt);
   args.choice("--kv-type", "auto|f16|f32|q8_0", "number format of the KV cache", flags.kv_type);
+  args.choice("--pin", "auto|on|off", "keep CPU threads on chosen cores", flags.pin);
   args.choice("--kv-place", "auto|device|host", "memory of the KV cache", flags.kv_place);
 }
 
@@ -120,6 +121,7 @@ EngineOptions engine_options(const ModelFlags& model, const DeviceFlags& device,
   options.kv_type = device.kv_type;
   options.mode = device.mode;
   options.device = device.device;
+  options.pin = device.pin;
   options.log = log_sink(model);
   const bool gpu_layers = wants_gpu(device.n_gpu_layers);
   const bool cpu_only = device.n_gpu_layers == "0";

@@ -42,6 +42,7 @@ struct DeviceFlags {
   std::string adapt;
   std::string kv_type = "auto";
   std::string kv_place = "auto";
+  std::string pin = "auto";
 };
 
 struct ComputeFlags {

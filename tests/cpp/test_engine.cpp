@@ -194,6 +194,7 @@ TEST_CASE("engine: options outside their range are refused") {
   };
   refused({.n_threads = -1});
   refused({.n_threads = 1 << 20});
+  refused({.n_threads = 1, .pin = "both"});
   refused({.n_threads = 1, .n_ctx = -1});
   refused({.n_threads = 1, .n_ctx = INT64_MAX});
   refused({.n_threads = 1, .n_ctx = int64_t{1} << 31});
