@@ -233,6 +233,8 @@ int32_t Topology::default_threads() const {
   return static_cast<int32_t>(std::min<double>(n_performance, limit));
 }
 
+int32_t physical_cores() { return read_topology().default_threads(); }
+
 std::vector<int32_t> Topology::nodes() const {
   std::vector<int32_t> out;
   for (const CpuCore& core : cores) out.push_back(core.node);

@@ -44,6 +44,9 @@ std::vector<std::vector<int32_t>> place_threads(const Topology& topology, int32_
 // node, one kind, no quota. Never throws for what the files say.
 Topology read_topology(const std::string& root = "", std::vector<int32_t> allowed = {});
 
+// read_topology().default_threads(), for work that any number of threads may share.
+int32_t physical_cores();
+
 // One line for people: "14 cores (6 performance), 20 processors; 6 threads by default: one per performance core".
 std::string describe(const Topology& topology);
 

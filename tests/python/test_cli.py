@@ -87,6 +87,7 @@ def test_no_command_shows_the_usage_and_fails(hotset):
         (["run", "-p", "x", "--vram-budget", "8 parrots"], b"8GiB"),
         (["run", "-p", "x", "--adapt", "maybe"], b"on|off"),
         (["run", "-p", "x", "--kv-place", "moon"], b"auto|device|host"),
+        (["run", "-p", "x", "--pin", "maybe"], b"auto|on|off"),
         (["run", "-p", "x", "-ngl", "some"], b"bad value of -ngl"),
         (["run", "-p", "x", "-ngl", "all", "--device", "cpu"], b"contradicting"),
         (["run", "-p", "x", "--json=yes"], b"no value"),

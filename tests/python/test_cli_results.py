@@ -223,15 +223,26 @@ def test_bench_formats_agree(hotset, demo_model):
     assert all(line.count("|") == 9 for line in markdown[:6])
 
 
+def test_threads_and_pinning_change_no_text(hotset):
+    words = ["run", "-p", "Once upon a time", "-n", "16", "--temp", "0"]
+    expected = hotset(*words, "-t", "1").stdout
+    assert expected
+    for n_threads in ("2", "16"):
+        for pin in ("auto", "on", "off"):
+            result = hotset(*words, "-t", n_threads, "--pin", pin)
+            assert (result.returncode, result.stdout) == (0, expected)
+
+
 def test_doctor_knows_the_machine(hotset, demo_model):
     answer = json.loads(hotset("doctor", "--json").stdout)
     assert answer["n_cores"] >= 1 and answer["memory_bytes"] >= answer["free_bytes"] > 0
     assert answer["read_gbps"] > 0
     assert answer["isa"] and answer["model"] and answer["version"]
     assert (answer["gpu"] is None) == bool(answer["gpu_reason"])
+    assert re.search(r"\b[1-9]\d* threads? by default: ", answer["threads"])
     text = hotset("doctor")
     assert (text.returncode, text.stderr) == (0, b"")
-    for word in (b"cpu ", b"memory ", b"gpu ", b"model "):
+    for word in (b"cpu ", b"threads ", b"memory ", b"gpu ", b"model "):
         assert re.search(rb"^" + word, text.stdout, re.MULTILINE)
     broken = hotset("doctor", env={"HOTSET_MODEL": "/nonexistent/model.gguf"})
     assert broken.returncode == 0 and b"/nonexistent/model.gguf" in broken.stdout
