@@ -6,9 +6,9 @@
 namespace hotset::cpu {
 namespace {
 
-// How long a worker without a task spins before it sleeps. Those who have their cores end within a few microseconds; one
-// that has lost its core does not, and a sleeper leaves its own to whoever can use it. With another process on one of
-// two cores (Zen 5, Q4_0, 6 layers of a 1B shape) 5, 20, 50 and 500 us gave 158, 162, 155 and 137 tokens/s; on quiet
+// How long a worker without a task spins before it sleeps. Those who have their cores end within a few microseconds;
+// one that has lost its core does not, and a sleeper leaves its own to whoever can use it. With another process on one
+// of two cores (Zen 5, Q4_0, 6 layers of a 1B shape) 5, 20, 50 and 500 us gave 158, 162, 155 and 137 tokens/s; on quiet
 // cores all gave 300 within 2 %.
 constexpr std::chrono::microseconds kSpinInStep{20};
 
