@@ -41,7 +41,10 @@ bool dtype_has_kernels(DType type) {
     case DType::kF16:
     case DType::kBF16:
     case DType::kQ8_0:
-    case DType::kQ4_0: return true;
+    case DType::kQ4_0:
+    case DType::kQ4_K:
+    case DType::kQ5_K:
+    case DType::kQ6_K: return true;
     default: return false;
   }
 }

@@ -1,6 +1,4 @@
 // Block kernels for AVX2, FMA and F16C: Q8_0 and Q4_0 weights with Q8 activations.
-#include <immintrin.h>
-
 #include "cpu/block_avx2_gemm.h"
 #include "cpu/block_format.h"
 #include "cpu/canonical.h"
@@ -60,23 +58,6 @@ void quantize_activation(const float* x, int64_t n, int8_t* q, float* scale, int
 // Scale i of the 8 is 16-bit word i of the load at i * (block bytes - 2), so blends collect them in order.
 
 constexpr int kChunk = 8;
-
-inline __m256i load256(const void* at) { return _mm256_loadu_si256(static_cast<const __m256i*>(at)); }
-inline __m128i load128(const void* at) { return _mm_loadu_si128(static_cast<const __m128i*>(at)); }
-
-inline __m256i load_halves(const void* low, const void* high) {
-  return _mm256_inserti128_si256(_mm256_castsi128_si256(load128(low)), load128(high), 1);
-}
-
-inline __m256i pair_sums(__m256i a, __m256i b) {
-  return _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
-}
-
-// In each 128-bit lane the totals of a, b, c, d.
-inline __m256i quad_sums(__m256i a, __m256i b, __m256i c, __m256i d) {
-  const __m256i ab = pair_sums(a, b), cd = pair_sums(c, d);
-  return _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
-}
 
 // Eight parts of the sum of one Q8_0 block.
 inline __m256i block_parts(const std::byte* w, const int8_t* q) {
@@ -150,13 +131,6 @@ float finish_row(const std::byte* row, const ActivationRow& a, int64_t begin, in
     lane[block % kLanes] = fma1(d, static_cast<float>(s), lane[block % kLanes]);
   }
   return reduce_lanes(lane);
-}
-
-inline float reduce_lanes(__m256 acc0, __m256 acc1) {
-  const __m256 l8 = _mm256_add_ps(acc0, acc1);
-  const __m128 l4 = _mm_add_ps(_mm256_castps256_ps128(l8), _mm256_extractf128_ps(l8, 1));
-  const __m128 l2 = _mm_add_ps(l4, _mm_movehl_ps(l4, l4));
-  return _mm_cvtss_f32(_mm_add_ss(l2, _mm_movehdup_ps(l2)));
 }
 
 template <class Format>

@@ -1,8 +1,8 @@
-// Packing and multiplication of the AVX2 block gemm (see cpu/block_gemm.h). Included by cpu/block_avx2.cpp only.
+// Packing and multiplication of the AVX2 block gemm (see cpu/block_gemm.h). Included by cpu/block_avx2.cpp and, for what K types
+// share, cpu/block_k_avx2_gemm.h.
 #pragma once
 
-#include <immintrin.h>
-
+#include "cpu/block_avx2_vec.h"
 #include "cpu/block_gemm.h"
 
 namespace hotset::cpu {
@@ -17,8 +17,10 @@ struct Avx2 {
   static constexpr int kMaxActs = 128;
   static constexpr int64_t kScalesAt = 512;
   static constexpr int64_t kRecordBytes = 544;
+  static constexpr int64_t kPackBlocks = 1;
   template <class Format>
-  static constexpr int32_t kStartOffset = Format::kType == kWeightQ4_0 ? Q4::kOffset : 0;
+  using Record = ActRecord<kTile, Format::kType == kWeightQ4_0 ? Q4::kOffset : 0>;
+  static constexpr size_t kMaxActRecordBytes = kTile * (kBlock + 8);
 
   // The 16 bytes at `offset` of rows j and j + 4, one per 128-bit lane.
   static __m256i load_rows(const std::byte* const* rows, int j, int64_t offset) {
@@ -76,7 +78,7 @@ struct Avx2 {
 
   // s[2 a], s[2 a + 1] = integer sums of activation a with rows 0..7 and 8..15. |w| * sign(q, w) never saturates.
   template <int N>
-  static void integer_sums(Q8, const std::byte* record, const ActRecord<kTile>& act, __m256i* s) {
+  static void integer_sums(Q8, const std::byte* record, const Record<Q8>& act, __m256i* s) {
     const __m256i ones = _mm256_set1_epi16(1);
     for (int i = 0; i < 2 * N; ++i) s[i] = _mm256_setzero_si256();
     for (int g = 0; g < 8; ++g) {
@@ -94,7 +96,7 @@ struct Avx2 {
 
   // As above. Eight pairs of nibble products, at most 8 * 2 * 15 * 127 = 30480, fit 16 bits.
   template <int N>
-  static void integer_sums(Q4, const std::byte* record, const ActRecord<kTile>& act, __m256i* s) {
+  static void integer_sums(Q4, const std::byte* record, const Record<Q4>& act, __m256i* s) {
     const __m256i ones = _mm256_set1_epi16(1);
     for (int i = 0; i < 2 * N; ++i) s[i] = _mm256_setzero_si256();
     for (int g = 0; g < 8; ++g) {
@@ -110,7 +112,7 @@ struct Avx2 {
   }
 
   template <class Format, int N>
-  static void multiply(const std::byte* record, const ActRecord<kTile>& act, __m256* sums) {
+  static void multiply(const std::byte* record, const Record<Format>& act, __m256* sums) {
     __m256i s[2 * N];
     integer_sums<N>(Format{}, record, act, s);
     const __m128i* scales = reinterpret_cast<const __m128i*>(record + kScalesAt);

@@ -1,8 +1,8 @@
-// Packing and multiplication of the AVX-512 block gemm (see cpu/block_gemm.h). Included by cpu/block_avx512.cpp only.
+// Packing and multiplication of the AVX-512 block gemm (see cpu/block_gemm.h). Included by cpu/block_avx512.cpp and, for what K types
+// share, cpu/block_k_avx512_gemm.h.
 #pragma once
 
-#include <immintrin.h>
-
+#include "cpu/block_avx512_vec.h"
 #include "cpu/block_gemm.h"
 
 namespace hotset::cpu {
@@ -17,8 +17,10 @@ struct Avx512 {
   static constexpr int kMaxActs = 132;
   static constexpr int64_t kScalesAt = 1024;
   static constexpr int64_t kRecordBytes = 1088;
+  static constexpr int64_t kPackBlocks = 1;
   template <class Format>
-  static constexpr int32_t kStartOffset = Format::kOffset;
+  using Record = ActRecord<kTile, Format::kOffset>;
+  static constexpr size_t kMaxActRecordBytes = kTile * (kBlock + 8);
 
   // In each 128-bit lane the 4 x 4 transpose of the dwords of v[0..3].
   static void transpose(__m512i* v) {
@@ -30,12 +32,29 @@ struct Avx512 {
     v[3] = _mm512_unpackhi_epi64(ab_high, cd_high);
   }
 
-  // Writes the integers of rows 0..15 of one block: their dword g goes to `to` + 128 g.
-  static void pack16(Q8, const std::byte* const* rows, int64_t offset, std::byte* to) {
+  // v[g] = dword g of the 16 bytes at `offset` of rows 0..15.
+  static void transpose_16_bytes(const std::byte* const* rows, int64_t offset, __m512i* v) {
+    load_16_bytes(rows, offset, v);
+    transpose(v);
+  }
+
+  // 128-bit lane l of v[j]: the 16 bytes at `offset` of row 4 l + j.
+  static void load_16_bytes(const std::byte* const* rows, int64_t offset, __m512i* v) {
+    const auto load = [&](int row) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[row] + offset));
+    };
+    for (int j = 0; j < 4; ++j) {
+      v[j] = _mm512_inserti32x4(_mm512_castsi128_si512(load(j)), load(j + 4), 1);
+      v[j] = _mm512_inserti32x4(v[j], load(j + 8), 2);
+      v[j] = _mm512_inserti32x4(v[j], load(j + 12), 3);
+    }
+  }
+
+  // v[g] = dword g of the 32 bytes at `offset` of rows 0..15.
+  static void transpose_32_bytes(const std::byte* const* rows, int64_t offset, __m512i* v) {
     const auto load = [&](int row) {
       return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[row] + offset));
     };
-    const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
     __m512i low[4], high[4];  // transposed, 128-bit lanes: rows 0..3 k-group g, g + 4; rows 4..7 (high: 8..15) g, g + 4
     for (int j = 0; j < 4; ++j) {
       low[j] = _mm512_inserti64x4(_mm512_castsi256_si512(load(j)), load(j + 4), 1);
@@ -44,24 +63,23 @@ struct Avx512 {
     transpose(low);
     transpose(high);
     for (int g = 0; g < 4; ++g) {
-      const __m512i a = _mm512_xor_si512(low[g], flip), b = _mm512_xor_si512(high[g], flip);
-      _mm512_store_si512(to + 128 * g, _mm512_shuffle_i32x4(a, b, 0x88));
-      _mm512_store_si512(to + 128 * (4 + g), _mm512_shuffle_i32x4(a, b, 0xdd));
+      v[g] = _mm512_shuffle_i32x4(low[g], high[g], 0x88);
+      v[4 + g] = _mm512_shuffle_i32x4(low[g], high[g], 0xdd);
     }
   }
 
+  // Writes the integers of rows 0..15 of one block: their dword g goes to `to` + 128 g.
+  static void pack16(Q8, const std::byte* const* rows, int64_t offset, std::byte* to) {
+    __m512i v[8];
+    transpose_32_bytes(rows, offset, v);
+    for (int g = 0; g < 8; ++g)
+      _mm512_store_si512(to + 128 * g, _mm512_xor_si512(v[g], _mm512_set1_epi8(static_cast<char>(0x80))));
+  }
+
   static void pack16(Q4, const std::byte* const* rows, int64_t offset, std::byte* to) {
-    const auto load = [&](int row) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[row] + offset));
-    };
     const __m512i nibble = _mm512_set1_epi8(0xf);
-    __m512i v[4];  // 128-bit lane l of v[j]: row 4 l + j
-    for (int j = 0; j < 4; ++j) {
-      v[j] = _mm512_inserti32x4(_mm512_castsi128_si512(load(j)), load(j + 4), 1);
-      v[j] = _mm512_inserti32x4(v[j], load(j + 8), 2);
-      v[j] = _mm512_inserti32x4(v[j], load(j + 12), 3);
-    }
-    transpose(v);
+    __m512i v[4];
+    transpose_16_bytes(rows, offset, v);
     for (int g = 0; g < 4; ++g) {
       _mm512_store_si512(to + 128 * g, _mm512_and_si512(v[g], nibble));
       _mm512_store_si512(to + 128 * (4 + g), _mm512_and_si512(_mm512_srli_epi16(v[g], 4), nibble));
@@ -76,11 +94,10 @@ struct Avx512 {
     for (int r = 0; r < kRows; ++r) std::memcpy(record + kScalesAt + 2 * r, rows[r] + offset, 2);
   }
 
-  template <class, int N>
-  static void multiply(const std::byte* record, const ActRecord<kTile>& act, __m512* sums) {
-    __m512i s[2 * N];
-    for (int a = 0; a < N; ++a) s[2 * a] = s[2 * a + 1] = _mm512_set1_epi32(act.start[a]);
-    for (int g = 0; g < 8; ++g) {
+  // s[2 a], s[2 a + 1] += products of k-groups [begin, end) of rows 0..15 and 16..31 with activation a.
+  template <int N, class Record>
+  static void add_products(const std::byte* record, const Record& act, int begin, int end, __m512i* s) {
+    for (int g = begin; g < end; ++g) {
       const __m512i w0 = _mm512_load_si512(record + 128 * g), w1 = _mm512_load_si512(record + 128 * g + 64);
       for (int a = 0; a < N; ++a) {
         int32_t four;
@@ -90,6 +107,13 @@ struct Avx512 {
         s[2 * a + 1] = _mm512_dpbusd_epi32(s[2 * a + 1], w1, x);
       }
     }
+  }
+
+  template <class Format, int N>
+  static void multiply(const std::byte* record, const Record<Format>& act, __m512* sums) {
+    __m512i s[2 * N];
+    for (int a = 0; a < N; ++a) s[2 * a] = s[2 * a + 1] = _mm512_set1_epi32(act.start[a]);
+    add_products<N>(record, act, 0, 8, s);
     const __m256i* scales = reinterpret_cast<const __m256i*>(record + kScalesAt);
     const __m512 d[2] = {_mm512_cvtph_ps(_mm256_load_si256(scales)), _mm512_cvtph_ps(_mm256_load_si256(scales + 1))};
     for (int i = 0; i < 2 * N; ++i) {

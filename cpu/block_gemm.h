@@ -15,26 +15,27 @@
 namespace hotset::cpu {
 namespace {
 
-// One quantisation block of kTile activations. `start` is what the integer sum starts from: -offset * sum(q), which
+// One quantisation block of kTile activations. `start` is what the integer sum starts from: -kOffset * sum(q), which
 // takes back the offset that made the weights unsigned.
-template <int kTile>
+template <int kTile, int32_t kOffset>
 struct ActRecord {
   int8_t q[kTile][kBlock];
   int32_t start[kTile];
   float scale[kTile];
+
+  void set(int a, const ActivationRow& act, int64_t block) {
+    std::memcpy(q[a], act.q + block * kBlock, kBlock);
+    start[a] = -kOffset * act.sum[block];
+    scale[a] = act.scale[block];
+  }
 };
 
-// Writes n_acts <= kTile activations as one tile. The places of absent ones are never read.
-template <int kTile>
-inline void pack_activations(const ActivationRow* acts, int n_acts, int64_t n_blocks, int32_t offset,
-                             ActRecord<kTile>* tile) {
+// Writes n_acts activations, no more than a record has places for, as one tile. Places left over are never read.
+template <class Record>
+inline void pack_activations(const ActivationRow* acts, int n_acts, int64_t n_blocks, Record* tile) {
   for (int a = 0; a < n_acts; ++a) {
     const ActivationRow act = acts[a];
-    for (int64_t block = 0; block < n_blocks; ++block) {
-      std::memcpy(tile[block].q[a], act.q + block * kBlock, kBlock);
-      tile[block].start[a] = -offset * act.sum[block];
-      tile[block].scale[a] = act.scale[block];
-    }
+    for (int64_t block = 0; block < n_blocks; ++block) tile[block].set(a, act, block);
   }
 }
 
@@ -54,14 +55,17 @@ struct Coming {
 
 // Isa gives
 //   Float, the vector of float; kRows, two vectors of rows; kTile; kMaxActs, a multiple of kTile;
-//   kRecordBytes of a panel, a multiple of sizeof(Float); kStartOffset<Format>, the offset of ActRecord;
-//   pack_block<Format>(rows, block, record);
+//   kRecordBytes of a panel, a multiple of sizeof(Float); Record<Format>, the tile's; kMaxActRecordBytes of those;
+//   pack_block<Format>(rows, block, record): packs kPackBlocks blocks, of which a row has whole groups;
 //   multiply<Format, N>(record, act, sums): adds a block's products with N activations to sums[2 a], sums[2 a + 1].
 template <class Isa>
 struct BlockGemm {
   using Float = typename Isa::Float;
-  using Record = ActRecord<Isa::kTile>;
-  using MultiplyFn = void (*)(const std::byte* panel, int64_t n_blocks, const Record* tile, Float* sums, Coming&);
+  template <class Format>
+  using Record = typename Isa::template Record<Format>;
+  template <class Format>
+  using MultiplyFn = void (*)(const std::byte* panel, int64_t n_blocks, const Record<Format>* tile, Float* sums,
+                              Coming&);
 
   static constexpr int64_t kPanelBytes = kLanes * Isa::kRecordBytes;
   static constexpr int64_t kSums = 2 * Isa::kTile;  // vectors of one lane of one tile
@@ -69,7 +73,7 @@ struct BlockGemm {
 
   static size_t scratch_bytes(int64_t n) {
     const size_t n_blocks = static_cast<size_t>(n / kBlock);
-    return kPanelBytes + kMaxTiles * (kLanes * kSums * sizeof(Float) + n_blocks * sizeof(Record));
+    return kPanelBytes + kMaxTiles * (kLanes * kSums * sizeof(Float) + n_blocks * Isa::kMaxActRecordBytes);
   }
 
   template <class Format>
@@ -91,10 +95,11 @@ struct BlockGemm {
   static void run_part(const GemmArgs& args) {
     const int64_t n_blocks = args.w.n / kBlock;
     Float* sums = reinterpret_cast<Float*>(args.scratch + kPanelBytes);
-    Record* tiles = reinterpret_cast<Record*>(sums + kMaxTiles * kLanes * kSums);
+    static_assert(sizeof(Record<Format>) <= Isa::kMaxActRecordBytes);
+    Record<Format>* tiles = reinterpret_cast<Record<Format>*>(sums + kMaxTiles * kLanes * kSums);
     for (int64_t a = 0; a < args.n_acts; a += Isa::kTile)
-      pack_activations<Isa::kTile>(args.acts + a, static_cast<int>(least(Isa::kTile, args.n_acts - a)), n_blocks,
-                                   Isa::template kStartOffset<Format>, tiles + a / Isa::kTile * n_blocks);
+      pack_activations(args.acts + a, static_cast<int>(least(Isa::kTile, args.n_acts - a)), n_blocks,
+                       tiles + a / Isa::kTile * n_blocks);
     for (int64_t row = 0; row < args.n_rows; row += Isa::kRows) {
       multiply_rows<Format>(args, row, tiles, sums);
       for (int64_t a = 0; a < args.n_acts; ++a)
@@ -105,21 +110,21 @@ struct BlockGemm {
 
   // Lane sums of the rows from `row` on with every activation.
   template <class Format>
-  static void multiply_rows(const GemmArgs& args, int64_t row, const Record* tiles, Float* sums) {
+  static void multiply_rows(const GemmArgs& args, int64_t row, const Record<Format>* tiles, Float* sums) {
     const int64_t n_blocks = args.w.n / kBlock, n_tiles = (args.n_acts + Isa::kTile - 1) / Isa::kTile;
     const int64_t n_rows = least(Isa::kRows, args.n_rows - row);
     const std::byte* rows[Isa::kRows];
     for (int64_t i = 0; i < Isa::kRows; ++i) rows[i] = row_at(args.w, args.first_row + row + least(i, n_rows - 1));
     const int64_t n_last = args.n_acts - (n_tiles - 1) * Isa::kTile;
-    const MultiplyFn multiply_whole = &multiply_panel<Format, Isa::kTile>;
-    const MultiplyFn multiply_last = multiply_for<Format, 1>(static_cast<int>(n_last));
+    const MultiplyFn<Format> multiply_whole = &multiply_panel<Format, Isa::kTile>;
+    const MultiplyFn<Format> multiply_last = multiply_for<Format, 1>(static_cast<int>(n_last));
     Coming coming = after(args, row + n_rows, n_blocks * (1 + least(4, n_tiles)));
     for (int64_t i = 0; i < n_tiles * kLanes * kSums; ++i) sums[i] = Float{};
     for (int64_t block = 0; block < n_blocks; block += kLanes) {
       const int64_t n = least(kLanes, n_blocks - block);
-      for (int64_t i = 0; i < n; ++i) {
+      for (int64_t i = 0; i < n; i += Isa::kPackBlocks) {
         Isa::template pack_block<Format>(rows, block + i, args.scratch + i * Isa::kRecordBytes);
-        coming.fetch_step();
+        for (int64_t j = 0; j < Isa::kPackBlocks; ++j) coming.fetch_step();
       }
       for (int64_t t = 0; t < n_tiles; ++t)
         (t + 1 < n_tiles ? multiply_whole : multiply_last)(args.scratch, n, tiles + t * n_blocks + block,
@@ -135,7 +140,7 @@ struct BlockGemm {
   }
 
   template <class Format, int N>
-  static void multiply_panel(const std::byte* panel, int64_t n_blocks, const Record* tile, Float* sums,
+  static void multiply_panel(const std::byte* panel, int64_t n_blocks, const Record<Format>* tile, Float* sums,
                              Coming& coming) {
     for (int64_t i = 0; i < n_blocks; ++i) {
       Isa::template multiply<Format, N>(panel + i * Isa::kRecordBytes, tile[i], sums + i * kSums);
@@ -144,7 +149,7 @@ struct BlockGemm {
   }
 
   template <class Format, int N>
-  static MultiplyFn multiply_for(int n_acts) {
+  static MultiplyFn<Format> multiply_for(int n_acts) {
     if constexpr (N < Isa::kTile) {
       if (n_acts > N) return multiply_for<Format, N + 1>(n_acts);
     }

@@ -49,7 +49,7 @@ std::unique_ptr<DeviceMemory> allocate(size_t n_bytes);
 // The kernel table's index of a weight type; -1 when there are no kernels for it.
 int weight_type(DType dtype);
 inline WeightRows weight_rows(const TensorView& view) { return {view.data, view.row_stride, view.n_cols}; }
-inline bool is_block_type(DType dtype) { return dtype == DType::kQ8_0 || dtype == DType::kQ4_0; }
+inline bool is_block_type(DType dtype) { return dtype_info(dtype).block_size > 1; }
 
 // A float32 activation buffer in memory. Rows are `stride` floats apart and 64-byte aligned.
 struct RowBuffer {

@@ -1,7 +1,7 @@
-// Weighted sums of rows: the down pass of the FFN, and the values of attention. Needs float_weights.h.
+// Weighted sums of rows: the down pass of the FFN, and the values of attention. Needs a float_vec_*.h.
 #pragma once
 
-#include "cpu/float_weights.h"
+#include "cpu/float_k_weights.h"
 
 namespace hotset::cpu {
 namespace {
@@ -127,10 +127,14 @@ inline void sum_pass(const std::byte* const* rows, const std::byte* const* rows_
   for (int64_t u = 0; u < n_units; ++u) {
     const std::byte* ahead = rows_ahead[u] + T::offset(column);
     for (int64_t i = 0; i < T::offset(B * kBlock); i += 64) __builtin_prefetch(ahead + i, 0, 2);
-    Vec w[kVecs];
-    for (int b = 0; b < B; ++b) load_block(T{}, rows[u], column + b * kBlock, w + b * kBlockVecs);
+    const BlockReader<T> reader(rows[u], column);
     const Vec weight = splat(h[u]);
-    for (int v = 0; v < kVecs; ++v) sums[v] = fused(weight, w[v], sums[v]);
+#pragma GCC unroll 8
+    for (int b = 0; b < B; ++b) {
+      Vec w[kBlockVecs];
+      reader.load(b, w);
+      for (int v = 0; v < kBlockVecs; ++v) sums[b * kBlockVecs + v] = fused(weight, w[v], sums[b * kBlockVecs + v]);
+    }
   }
   for (int v = 0; v < kVecs; ++v) store(acc + v * kWidth, sums[v]);
 }
@@ -148,6 +152,10 @@ void row_sum_one(const RowSumArgs& args) {
     }
     const float* h = args.h + u;
     int64_t c = 0;
+    // A pass must not leave its super-block.
+    for (; BlockReader<T>::kSuperBlocks && (args.first_col + c) % (kPassBlocks * kBlock) != 0 && c < args.n_cols;
+         c += kBlock)
+      sum_pass<T, 1>(rows, ahead, h, n_units, args.first_col + c, args.acc + c);
     for (; c + kPassBlocks * kBlock <= args.n_cols; c += kPassBlocks * kBlock)
       sum_pass<T, kPassBlocks>(rows, ahead, h, n_units, args.first_col + c, args.acc + c);
     for (; c + kBlock <= args.n_cols; c += kBlock)

@@ -143,11 +143,17 @@ inline void fill_float(Kernels& table) {
   table.row_sum[kWeightBF16] = row_sum<WeightBF16>;
   table.row_sum[kWeightQ8_0] = row_sum<WeightQ8_0>;
   table.row_sum[kWeightQ4_0] = row_sum<WeightQ4_0>;
+  table.row_sum[kWeightQ4_K] = row_sum<WeightQ4_K>;
+  table.row_sum[kWeightQ5_K] = row_sum<WeightQ5_K>;
+  table.row_sum[kWeightQ6_K] = row_sum<WeightQ6_K>;
   table.dequantize_row[kWeightF32] = dequantize_row<WeightF32>;
   table.dequantize_row[kWeightF16] = dequantize_row<WeightF16>;
   table.dequantize_row[kWeightBF16] = dequantize_row<WeightBF16>;
   table.dequantize_row[kWeightQ8_0] = dequantize_row<WeightQ8_0>;
   table.dequantize_row[kWeightQ4_0] = dequantize_row<WeightQ4_0>;
+  table.dequantize_row[kWeightQ4_K] = dequantize_row<WeightQ4_K>;
+  table.dequantize_row[kWeightQ5_K] = dequantize_row<WeightQ5_K>;
+  table.dequantize_row[kWeightQ6_K] = dequantize_row<WeightQ6_K>;
   table.f32_to_f16_row = f32_to_f16_row;
   table.rms_norm = rms_norm;
   table.layer_norm = layer_norm;

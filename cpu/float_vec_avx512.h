@@ -27,7 +27,7 @@ constexpr int kDotRows = 4;
 constexpr int kDotActs = 6;
 constexpr int kSumActs = 6;
 constexpr int kSumVecs = 4;
-constexpr int kPassBlocks = 4;
+constexpr int kPassBlocks = 8;
 
 inline Vec zero() { return _mm512_setzero_ps(); }
 inline Vec splat(float value) { return _mm512_set1_ps(value); }

@@ -1,6 +1,7 @@
 // Weight types as the float kernels see them: how to read kWidth elements, 32 elements, or one. Needs a float_vec_*.h.
 #pragma once
 
+#include "cpu/k_scales.h"
 #include "cpu/kernels.h"
 
 namespace hotset::cpu {
@@ -71,14 +72,30 @@ constexpr bool kHasTail<WeightQ8_0> = false;
 template <>
 constexpr bool kHasTail<WeightQ4_0> = false;
 
+// Reads n_blocks(k) consecutive blocks of 32 elements of a row, the first at element k; what they share is read once.
+// Super-blocks have readers of their own, in float_k_weights.h.
+template <class T>
+struct BlockReader {
+  static constexpr bool kSuperBlocks = false;
+  static constexpr int n_blocks(int64_t) { return 1; }
+  BlockReader(const std::byte* row_in, int64_t k_in) : row(row_in), k(k_in) {}
+  void load(int b, Vec* out) const { load_block(T{}, row, k + b * kBlock, out); }
+  const std::byte* row;
+  int64_t k;
+};
+
 // Elements [first, first + n) of a row to float; for block types both are multiples of 32.
 template <class T>
 inline void widen(const std::byte* row, int64_t first, int64_t n, float* out) {
   int64_t c = 0;
-  for (; c + kBlock <= n; c += kBlock) {
-    Vec block[kBlockVecs];
-    load_block(T{}, row, first + c, block);
-    for (int v = 0; v < kBlockVecs; ++v) store(out + c + v * kWidth, block[v]);
+  while (c + kBlock <= n) {
+    const BlockReader<T> reader(row, first + c);
+    const int n_blocks = BlockReader<T>::n_blocks(first + c);
+    for (int b = 0; b < n_blocks && c + kBlock <= n; ++b, c += kBlock) {
+      Vec block[kBlockVecs];
+      reader.load(b, block);
+      for (int v = 0; v < kBlockVecs; ++v) store(out + c + v * kWidth, block[v]);
+    }
   }
   if constexpr (kHasTail<T>)
     for (; c < n; ++c) out[c] = T::load_one(row, first + c);

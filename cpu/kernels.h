@@ -9,8 +9,13 @@
 //    16-bit weights are widened exactly to float first.
 //  - dot of blocks (Q8_0, Q4_0 with Q8 activations): block b has the exact int32 sum s of 32 products;
 //    lane[b % 16] = fma(d_w * d_a, float(s), lane[b % 16]) in order of b, d_w * d_a rounded to float; same tree.
-//  - weighted row sum (down pass): acc[c] = fma(h[u], w[u][c], acc[c]) in order of u, w widened exactly to float
-//    (f16 scale times 4- or 8-bit integer is exact in float).
+//  - dot of K blocks: their super-blocks hold 8 blocks of 32; block b meets the activation scale d_a and sum s_a.
+//    Q4_K, Q5_K: s the exact int32 sum of q * a, d_s = d * scale and d_m = dmin * minimum, both exact in float;
+//    lane[b % 16] = fma(d_s * d_a, float(s), lane[b % 16]), then fma(-d_m, d_a * float(s_a), lane[b % 16]), products
+//    rounded to float. Q6_K: s the exact int32 sum c0 * s0 + c1 * s1 over the two halves of the block with their int8
+//    scales (|s| < 2^24); lane[b % 16] = fma(d * d_a, float(s), lane[b % 16]). In order of b; same tree.
+//  - weighted row sum (down pass): acc[c] = fma(h[u], w[u][c], acc[c]) in order of u, w widened to float: exactly
+//    (f16 scale times integers is exact in float), but for Q4_K and Q5_K w = fma(d_s, q, -d_m), rounded once.
 //  - element-wise functions (exp, silu) are polynomials over fma, the same operations per element everywhere.
 #pragma once
 
@@ -26,8 +31,29 @@ constexpr int64_t kChunkPositions = 256;
 // Elements per quantisation block of weights and activations.
 constexpr int64_t kBlock = 32;
 
+// Elements per super-block of the K types: a row holds whole ones.
+constexpr int64_t kSuperBlock = 256;
+
 // Weight types with kernels, the index of the per-type tables below.
-enum WeightType { kWeightF32, kWeightF16, kWeightBF16, kWeightQ8_0, kWeightQ4_0, kNWeightTypes };
+enum WeightType {
+  kWeightF32,
+  kWeightF16,
+  kWeightBF16,
+  kWeightQ8_0,
+  kWeightQ4_0,
+  kWeightQ4_K,
+  kWeightQ5_K,
+  kWeightQ6_K,
+  kNWeightTypes
+};
+
+// Whether the weights come in blocks, which read quantised activations.
+constexpr bool is_block_type(WeightType type) { return type >= kWeightQ8_0; }
+
+// What the length of a row is a multiple of.
+constexpr int64_t row_multiple(WeightType type) {
+  return type >= kWeightQ4_K ? kSuperBlock : is_block_type(type) ? kBlock : 1;
+}
 
 // One activation row (n elements). Float weights read `f32`; block weights `q`, `scale`, `sum` (n a multiple of 32).
 struct ActivationRow {
@@ -114,7 +140,7 @@ struct Kernels {
 
   void (*row_sum[kNWeightTypes])(const RowSumArgs& args);
 
-  // Weights to float, exactly.
+  // Weights to float as in row_sum.
   void (*dequantize_row[kNWeightTypes])(const std::byte* row, int64_t n, float* out);
 
   void (*f32_to_f16_row)(const float* x, int64_t n, uint16_t* out);

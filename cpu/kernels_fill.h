@@ -15,4 +15,10 @@ void fill_block_generic(Kernels& table);
 void fill_block_avx2(Kernels& table);
 void fill_block_avx512(Kernels& table);
 
+// dot_rows and gemm of Q4_K, Q5_K and Q6_K, and gemm_scratch_bytes for all block types: cpu/block_k_<isa>.cpp. After
+// fill_block_<isa>.
+void fill_block_k_generic(Kernels& table);
+void fill_block_k_avx2(Kernels& table);
+void fill_block_k_avx512(Kernels& table);
+
 }  // namespace hotset::cpu

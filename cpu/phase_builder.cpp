@@ -33,6 +33,9 @@ int weight_type(DType dtype) {
     case DType::kBF16: return kWeightBF16;
     case DType::kQ8_0: return kWeightQ8_0;
     case DType::kQ4_0: return kWeightQ4_0;
+    case DType::kQ4_K: return kWeightQ4_K;
+    case DType::kQ5_K: return kWeightQ5_K;
+    case DType::kQ6_K: return kWeightQ6_K;
     default: return -1;
   }
 }

@@ -20,6 +20,33 @@ int64_t unit_of(const RowSumArgs& args, int64_t i) {
   return args.list != nullptr ? args.list[i] : args.first_unit + i;
 }
 
+// Element i of a super-block of Q4_K or, with a fifth bit, Q5_K: f16 d and dmin, 8 scales and 8 minima of 6 bits in 12
+// bytes, then (Q5_K) 32 bytes of fifth bits, then 128 bytes of nibbles.
+double k_weight_at(const std::byte* super, int i, bool fifth_bit) {
+  const auto byte = [&](int at) { return static_cast<int>(super[at]); };
+  const int block = i / 32, packed = 4;
+  int scale = byte(packed + block % 4) % 64;
+  int minimum = byte(packed + 4 + block % 4) % 64;
+  if (block >= 4) {
+    scale = byte(packed + 8 + block - 4) % 16 + byte(packed + block - 4) / 64 * 16;
+    minimum = byte(packed + 8 + block - 4) / 16 + byte(packed + block) / 64 * 16;
+  }
+  const int both = byte((fifth_bit ? 48 : 16) + block / 2 * 32 + i % 32);
+  int q = block % 2 == 0 ? both % 16 : both / 16;
+  if (fifth_bit) q += 16 * (byte(16 + i % 32) >> block & 1);
+  return f16_value(read<uint16_t>(super)) * scale * q - f16_value(read<uint16_t>(super + 2)) * minimum;
+}
+
+// Element i of a super-block of Q6_K: 128 bytes of low nibbles, 64 of high bit pairs, 16 int8 scales, f16 d.
+double q6_k_weight_at(const std::byte* super, int i) {
+  const int half = i / 128, quarter = i % 128 / 32, at = i % 32;
+  const int both = static_cast<int>(super[64 * half + 32 * (quarter % 2) + at]);
+  const int low = quarter < 2 ? both % 16 : both / 16;
+  const int high = static_cast<int>(super[128 + 32 * half + at]) >> (2 * quarter) & 3;
+  const int scale = read<int8_t>(super + 192 + i / 16);
+  return f16_value(read<uint16_t>(super + 208)) * scale * (low + 16 * high - 32);
+}
+
 }  // namespace
 
 double f16_value(uint16_t half) {
@@ -53,6 +80,12 @@ size_t row_bytes(WeightType type, int64_t n) {
       return static_cast<size_t>(n / kBlock) * 34;
     case kWeightQ4_0:
       return static_cast<size_t>(n / kBlock) * 18;
+    case kWeightQ4_K:
+      return static_cast<size_t>(n / kSuperBlock) * 144;
+    case kWeightQ5_K:
+      return static_cast<size_t>(n / kSuperBlock) * 176;
+    case kWeightQ6_K:
+      return static_cast<size_t>(n / kSuperBlock) * 210;
     default:
       return static_cast<size_t>(n) * 2;
   }
@@ -73,6 +106,12 @@ double weight_at(WeightType type, const std::byte* row, int64_t i) {
       const std::byte* block = row + i / kBlock * 34;
       return f16_value(read<uint16_t>(block)) * read<int8_t>(block + 2 + in_block);
     }
+    case kWeightQ4_K:
+      return k_weight_at(row + i / kSuperBlock * 144, static_cast<int>(i % kSuperBlock), false);
+    case kWeightQ5_K:
+      return k_weight_at(row + i / kSuperBlock * 176, static_cast<int>(i % kSuperBlock), true);
+    case kWeightQ6_K:
+      return q6_k_weight_at(row + i / kSuperBlock * 210, static_cast<int>(i % kSuperBlock));
     default: {
       const std::byte* block = row + i / kBlock * 18;
       const int both = read<uint8_t>(block + 2 + in_block % 16);
@@ -82,8 +121,7 @@ double weight_at(WeightType type, const std::byte* row, int64_t i) {
 }
 
 double activation_at(WeightType type, const ActivationRow& a, int64_t i) {
-  const bool blocks = type == kWeightQ8_0 || type == kWeightQ4_0;
-  return blocks ? static_cast<double>(a.scale[i / kBlock]) * a.q[i] : static_cast<double>(a.f32[i]);
+  return is_block_type(type) ? static_cast<double>(a.scale[i / kBlock]) * a.q[i] : static_cast<double>(a.f32[i]);
 }
 
 double dot(WeightType type, const std::byte* row, int64_t n, const ActivationRow& a) {

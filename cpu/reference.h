@@ -15,7 +15,7 @@ double f16_value(uint16_t half);
 // The half nearest to x, ties to even; infinity from 65520 on; NaN becomes some quiet NaN.
 uint16_t f16_nearest(double x);
 
-// Bytes of a row of n elements (n a multiple of 32 for block types).
+// Bytes of a row of n elements, a multiple of row_multiple(type).
 size_t row_bytes(WeightType type, int64_t n);
 
 // Element i of a row, exact.

@@ -42,7 +42,8 @@ namespace {
 
 constexpr float kEps = 0x1p-24f;  // half an ulp of 1
 
-constexpr WeightType kAllTypes[] = {kWeightF32, kWeightF16, kWeightBF16, kWeightQ8_0, kWeightQ4_0};
+constexpr WeightType kAllTypes[] = {kWeightF32, kWeightF16, kWeightBF16, kWeightQ8_0,
+                                   kWeightQ4_0, kWeightQ4_K, kWeightQ5_K, kWeightQ6_K};
 constexpr WeightType kFloatTypes[] = {kWeightF32, kWeightF16, kWeightBF16};
 
 // Float kernels of every instruction set of this CPU.
@@ -158,8 +159,11 @@ class Random {
       std::memcpy(row + i * 2, &half, sizeof half);
     }
     for (int64_t i = 0; type == kWeightF16 && i < n; ++i) put_half(static_cast<size_t>(i) * 2);
-    for (int64_t b = 0; type == kWeightQ8_0 && b < n / kBlock; ++b) put_half(static_cast<size_t>(b) * 34);
-    for (int64_t b = 0; type == kWeightQ4_0 && b < n / kBlock; ++b) put_half(static_cast<size_t>(b) * 18);
+    const size_t block = is_block_type(type) ? reference::row_bytes(type, row_multiple(type)) : bytes;
+    for (size_t at = 0; is_block_type(type) && at < bytes; at += block) {
+      put_half(at + (type == kWeightQ6_K ? 208 : 0));
+      if (type == kWeightQ4_K || type == kWeightQ5_K) put_half(at + 2);
+    }
   }
 
  private:

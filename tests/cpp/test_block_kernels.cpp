@@ -16,6 +16,7 @@
 #include "core/half.h"
 #include "cpu/canonical.h"
 #include "cpu/kernels_fill.h"
+#include "cpu/reference.h"
 
 namespace {
 
@@ -31,16 +32,19 @@ const std::vector<Kernels>& tables() {
     std::vector<Kernels> list(1);
     list[0].isa = "generic";
     fill_block_generic(list[0]);
+    fill_block_k_generic(list[0]);
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
       list.emplace_back().isa = "avx2";
       fill_block_avx2(list.back());
+      fill_block_k_avx2(list.back());
     }
     if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       list.emplace_back().isa = "avx512";
       fill_block_avx512(list.back());
+      fill_block_k_avx512(list.back());
     }
 #endif
     return list;
@@ -123,28 +127,72 @@ Quantized quantize_plainly(const std::vector<float>& x) {
   return out;
 }
 
-int weight_integer(WeightType type, const std::byte* block, int i) {
-  if (type == kWeightQ8_0) return static_cast<int8_t>(block[2 + i]);
-  const int pair = static_cast<int>(block[2 + i % 16]);
-  return (i < 16 ? pair & 15 : pair >> 4) - 8;
+// What the rules say about the block of 32 elements of a row: its integers, and what scales them.
+struct PlainBlock {
+  int q[32];
+  float d;        // Q8_0, Q4_0, Q6_K: the scale; Q4_K, Q5_K: d * scale
+  float minimum;  // Q4_K, Q5_K: dmin * minimum, else 0
+  int c[2];       // Q6_K: scales of the halves, else 1
+};
+
+float half_at(const std::byte* at) {
+  uint16_t bits;
+  std::memcpy(&bits, at, 2);
+  return f16_to_f32(bits);
 }
 
-size_t block_bytes(WeightType type) { return type == kWeightQ8_0 ? 34 : 18; }
+// Scale and minimum `i` of the 12 packed bytes of Q4_K and Q5_K.
+std::pair<int, int> packed_scale(const std::byte* packed, int i) {
+  const auto byte = [&](int at) { return static_cast<int>(packed[at]); };
+  if (i < 4) return {byte(i) & 63, byte(i + 4) & 63};
+  return {(byte(i + 4) & 15) | (byte(i - 4) & 0xc0) >> 2, byte(i + 4) >> 4 | (byte(i) & 0xc0) >> 2};
+}
 
-float weight_scale(const std::byte* block) {
-  uint16_t bits;
-  std::memcpy(&bits, block, 2);
-  return f16_to_f32(bits);
+PlainBlock read_k_block(WeightType type, const std::byte* super, int b) {
+  const auto byte = [&](int at) { return static_cast<int>(super[at]); };
+  PlainBlock out{{}, half_at(super + (type == kWeightQ6_K ? 208 : 0)), 0.0f, {1, 1}};
+  if (type == kWeightQ6_K) {
+    for (int i = 0; i < 2; ++i) out.c[i] = static_cast<int8_t>(byte(192 + 2 * b + i));
+    for (int i = 0; i < 32; ++i)
+      out.q[i] = (byte(b / 4 * 64 + b % 2 * 32 + i) >> (b % 4 < 2 ? 0 : 4) & 15) +
+                 16 * (byte(128 + b / 4 * 32 + i) >> (b % 4 * 2) & 3) - 32;
+    return out;
+  }
+  const auto [scale, minimum] = packed_scale(super + 4, b);
+  out.d *= static_cast<float>(scale);
+  out.minimum = half_at(super + 2) * static_cast<float>(minimum);
+  for (int i = 0; i < 32; ++i) {
+    const int both = byte((type == kWeightQ4_K ? 16 : 48) + b / 2 * 32 + i);
+    out.q[i] = (b % 2 ? both >> 4 : both & 15) + (type == kWeightQ5_K ? (byte(16 + i) >> b & 1) * 16 : 0);
+  }
+  return out;
+}
+
+// Bytes of row_multiple(type) elements.
+size_t group_bytes(WeightType type) { return reference::row_bytes(type, row_multiple(type)); }
+
+PlainBlock read_block(WeightType type, const std::byte* row, int64_t b) {
+  const int64_t per_group = row_multiple(type) / 32;
+  const std::byte* group = row + static_cast<size_t>(b / per_group) * group_bytes(type);
+  if (per_group > 1) return read_k_block(type, group, static_cast<int>(b % per_group));
+  PlainBlock out{{}, half_at(group), 0.0f, {1, 1}};
+  for (int i = 0; i < 32; ++i) {
+    const int pair = static_cast<int>(group[2 + i % 16]);
+    out.q[i] = type == kWeightQ8_0 ? static_cast<int8_t>(group[2 + i]) : (i < 16 ? pair & 15 : pair >> 4) - 8;
+  }
+  return out;
 }
 
 float dot_plainly(WeightType type, const std::byte* row, const ActivationRow& a, int64_t n) {
   float lane[16] = {};
   for (int64_t b = 0; b < n / 32; ++b) {
-    const std::byte* block = row + static_cast<size_t>(b) * block_bytes(type);
+    const PlainBlock block = read_block(type, row, b);
     int32_t s = 0;
-    for (int i = 0; i < 32; ++i) s += weight_integer(type, block, i) * a.q[32 * b + i];
-    const float d = weight_scale(block) * a.scale[b];
-    lane[b % 16] = std::fma(d, static_cast<float>(s), lane[b % 16]);
+    for (int i = 0; i < 32; ++i) s += block.c[i / 16] * block.q[i] * a.q[32 * b + i];
+    float& to = lane[b % 16];
+    to = std::fma(block.d * a.scale[b], static_cast<float>(s), to);
+    if (type == kWeightQ4_K || type == kWeightQ5_K)
+      to = std::fma(-block.minimum, a.scale[b] * static_cast<float>(a.sum[b]), to);
   }
   for (int half = 8; half > 0; half /= 2)
     for (int j = 0; j < half; ++j) lane[j] += lane[j + half];
@@ -176,14 +224,19 @@ uint16_t make_scale(Fill fill, std::mt19937& rng) {
   return static_cast<uint16_t>(0x1000 + rng() % 0x1800 + (rng() % 2) * 0x8000);
 }
 
-void fill_weights(WeightType type, std::byte* data, int64_t n_blocks, Fill fill, std::mt19937& rng) {
-  for (int64_t b = 0; b < n_blocks; ++b, data += block_bytes(type)) {
-    const uint16_t scale = make_scale(fill, rng);
-    std::memcpy(data, &scale, 2);
-    for (size_t i = 2; i < block_bytes(type); ++i) {
+// n elements of a row; a multiple of row_multiple(type).
+void fill_weights(WeightType type, std::byte* data, int64_t n, Fill fill, std::mt19937& rng) {
+  for (int64_t group = 0; group < n / row_multiple(type); ++group, data += group_bytes(type)) {
+    for (size_t i = 0; i < group_bytes(type); ++i) {
       const unsigned extreme[] = {0x80, 0x7f, 0x00, 0xff, 0x81};
       data[i] = static_cast<std::byte>(fill == Fill::kExtreme ? extreme[rng() % 5] : rng());
     }
+    const auto put_scale = [&](size_t at) {
+      const uint16_t scale = make_scale(fill, rng);
+      std::memcpy(data + at, &scale, 2);
+    };
+    put_scale(type == kWeightQ6_K ? 208 : 0);
+    if (type == kWeightQ4_K || type == kWeightQ5_K) put_scale(2);
   }
 }
 
@@ -195,11 +248,11 @@ struct Problem {
         n(length),
         n_rows(row_count),
         n_acts(act_count),
-        row_bytes(static_cast<size_t>(n / 32) * block_bytes(type)),
+        row_bytes(reference::row_bytes(type, n)),
         stride(row_bytes + pad),
         bytes(n_rows ? static_cast<size_t>(n_rows - 1) * stride + row_bytes : 0) {
     for (int64_t r = 0; r < n_rows; ++r)
-      fill_weights(type, bytes.data() + static_cast<size_t>(r) * stride, n / 32, fill, rng);
+      fill_weights(type, bytes.data() + static_cast<size_t>(r) * stride, n, fill, rng);
     for (int64_t a = 0; a < n_acts; ++a) {
       // Sums of extreme weights overflow where activations are extreme too: the second half stays plain.
       const Quantized quantized = quantize_plainly(make_floats(n, a < (n_acts + 1) / 2 ? fill : Fill::kPlain, rng));
@@ -257,8 +310,20 @@ struct Problem {
   std::vector<ActivationRow> acts;
 };
 
-constexpr WeightType kTypes[] = {kWeightQ8_0, kWeightQ4_0};
+constexpr WeightType kTypes[] = {kWeightQ8_0, kWeightQ4_0, kWeightQ4_K, kWeightQ5_K, kWeightQ6_K};
 constexpr int64_t kLengths[] = {32, 64, 224, 256, 288, 480, 512, 544, 992, 2048 + 32};
+
+// The least possible length of a row that is no less than n.
+int64_t length_of(WeightType type, int64_t n) {
+  const int64_t step = row_multiple(type);
+  return (n + step - 1) / step * step;
+}
+
+// Lengths of rows to try: for K types odd and even numbers of super-blocks.
+std::vector<int64_t> lengths(WeightType type) {
+  if (row_multiple(type) == kSuperBlock) return {256, 512, 768, 2048 + 256};
+  return {std::begin(kLengths), std::end(kLengths)};
+}
 
 }  // namespace
 
@@ -319,7 +384,7 @@ TEST_CASE("block kernels: a block with NaN or infinity gets a NaN scale and pois
 TEST_CASE("block kernels: dot_rows follows the rules bit for bit") {
   std::mt19937 rng(kSeed + 1);
   for (WeightType type : kTypes)
-    for (int64_t n : kLengths)
+    for (int64_t n : lengths(type))
       for (int64_t n_rows : {0, 1, 2, 7, 33})
         for (Fill fill : kFills) {
           const Problem problem(type, n, n_rows, 3, fill, n_rows % 2 ? 0 : 2, rng);
@@ -335,7 +400,7 @@ TEST_CASE("block kernels: dot_rows follows the rules bit for bit") {
 TEST_CASE("block kernels: dot_rows of a list equals the rows one by one") {
   std::mt19937 rng(kSeed + 2);
   for (WeightType type : kTypes) {
-    const Problem problem(type, 544, 50, 1, Fill::kPlain, 6, rng);
+    const Problem problem(type, length_of(type, 544), 50, 1, Fill::kPlain, 6, rng);
     const std::vector<float> all = problem.expected();
     const std::vector<int32_t> list = {0, 1, 5, 6, 7, 20, 33, 48, 49};
     for (const Kernels& kernels : tables()) {
@@ -354,8 +419,8 @@ TEST_CASE("block kernels: dot_rows of a list equals the rows one by one") {
 TEST_CASE("block kernels: gemm equals dot_rows for every number of activations") {
   std::mt19937 rng(kSeed + 3);
   for (WeightType type : kTypes)
-    for (int64_t n : kLengths)
-      for (int64_t n_acts = 1; n_acts <= 20; n_acts += n == 544 ? 1 : 4)
+    for (int64_t n : lengths(type))
+      for (int64_t n_acts = 1; n_acts <= 20; n_acts += n == length_of(type, 544) ? 1 : 4)
         for (Fill fill : kFills) {
           const int64_t n_rows = static_cast<int64_t>(rng() % 70);
           const Problem problem(type, n, n_rows, n_acts, fill, n_acts % 2 ? 0 : 2, rng);
@@ -371,7 +436,7 @@ TEST_CASE("block kernels: gemm equals dot_rows for every number of activations")
 TEST_CASE("block kernels: gemm of 512 activations, split into any parts, equals the whole") {
   std::mt19937 rng(kSeed + 4);
   for (WeightType type : kTypes) {
-    const Problem problem(type, 544, 67, 512, Fill::kPlain, 0, rng);
+    const Problem problem(type, length_of(type, 544), 67, 512, Fill::kPlain, 0, rng);
     const std::vector<float> expected = problem.expected();
     for (const Kernels& kernels : tables()) {
       INFO("isa ", kernels.isa, " type ", type);
@@ -386,31 +451,65 @@ TEST_CASE("block kernels: gemm of 512 activations, split into any parts, equals 
   }
 }
 
-// |result - exact| <= steps * 2^-24 * sum of magnitudes; steps: the product, n / 512 fmas of a lane, 4 tree levels, 1.
+// |result - exact| <= steps * 2^-24 * sum of magnitudes; steps: the product, n / 512 blocks of a lane with at most two fmas
+// each, 4 tree levels, 1.
 TEST_CASE("block kernels: dots are close to the sum in double of the dequantised operands") {
   std::mt19937 rng(kSeed + 5);
   for (WeightType type : kTypes)
     for (int64_t n : {int64_t{32}, int64_t{480}, int64_t{4096}}) {
-      const Problem problem(type, n, 5, 2, Fill::kPlain, 0, rng);
+      const Problem problem(type, length_of(type, n), 5, 2, Fill::kPlain, 0, rng);
       for (const Kernels& kernels : tables()) {
         const std::vector<float> got = problem.by_gemm(kernels);
         for (int64_t i = 0; i < 10; ++i) {
           const ActivationRow& a = problem.acts[static_cast<size_t>(i / 5)];
-          double exact = 0.0, magnitude = 0.0;
-          for (int64_t b = 0; b < n / 32; ++b) {
-            const std::byte* block = problem.row(i % 5) + static_cast<size_t>(b) * block_bytes(type);
-            const double d = static_cast<double>(weight_scale(block)) * a.scale[b];
-            double sum = 0.0;
-            for (int k = 0; k < 32; ++k) sum += weight_integer(type, block, k) * a.q[32 * b + k];
-            exact += d * sum;
-            magnitude += std::fabs(d * sum);
+          const double exact = reference::dot(type, problem.row(i % 5), problem.n, a);
+          double magnitude = 0.0;
+          for (int64_t b = 0; b < problem.n / 32; ++b) {
+            const PlainBlock block = read_block(type, problem.row(i % 5), b);
+            int s = 0;
+            for (int k = 0; k < 32; ++k) s += block.c[k / 16] * block.q[k] * a.q[32 * b + k];
+            magnitude += std::fabs(static_cast<double>(a.scale[b])) *
+                         (std::fabs(static_cast<double>(block.d) * s) +
+                          std::fabs(static_cast<double>(block.minimum) * a.sum[b]));
           }
           INFO("seed ", kSeed, " isa ", kernels.isa, " type ", type, " n ", n, " i ", i);
-          const double steps = 2.0 + static_cast<double>(n) / 512.0 + 4.0;
+          const double steps = 2.0 + static_cast<double>(problem.n) / 256.0 + 4.0;
           CHECK(std::fabs(static_cast<double>(got[static_cast<size_t>(i)]) - exact) <= steps * 0x1p-24 * magnitude);
         }
       }
     }
+}
+
+TEST_CASE("block kernels: the largest sums of every type are exact") {
+  for (WeightType type : kTypes)
+    for (const int weight_byte : {0x00, 0xff})
+      for (const int scale_byte : {0x80, 0x7f})  // of Q6_K; 6-bit scales are 63 when all bits are set
+        for (const float x : {1.0f, -1.0f}) {
+          constexpr int64_t n = 512;
+          std::vector<std::byte> row(reference::row_bytes(type, n));
+          for (size_t at = 0; at < row.size(); at += group_bytes(type)) {
+            const bool q6_k = type == kWeightQ6_K, has_minimum = type == kWeightQ4_K || type == kWeightQ5_K;
+            std::fill_n(&row[at], group_bytes(type), static_cast<std::byte>(weight_byte));
+            if (has_minimum) std::fill_n(&row[at + 4], 12, std::byte{0xff});
+            if (q6_k) std::fill_n(&row[at + 192], 16, static_cast<std::byte>(scale_byte));
+            for (const size_t scale_at : {size_t{0}, size_t{2}}) {
+              const uint16_t one = 0x3c00;
+              if (scale_at == 0 || has_minimum) std::memcpy(&row[at + (q6_k ? 208 : scale_at)], &one, 2);
+            }
+          }
+          const Quantized quantized = quantize_plainly(std::vector<float>(n, x));
+          const ActivationRow act{nullptr, quantized.q.data(), quantized.scale.data(), quantized.sum.data()};
+          const ActivationRow acts[] = {act, act};
+          for (const Kernels& kernels : tables()) {
+            INFO("isa ", kernels.isa, " type ", type, " bytes ", weight_byte, " scales ", scale_byte, " x ", x);
+            const float expected = dot_plainly(type, row.data(), act, n);
+            float out[3];
+            kernels.dot_rows[type]({row.data(), row.size(), n}, nullptr, 0, 1, act, out);
+            const GuardedBytes scratch((kernels.gemm_scratch_bytes(n) + 63) / 64 * 64);
+            kernels.gemm[type]({{row.data(), row.size(), n}, 0, 1, acts, 2, out + 1, 1, scratch.data()});
+            for (const float each : out) CHECK(same(each, expected));
+          }
+        }
 }
 
 TEST_CASE("canonical fma1 without an FMA unit rounds once") {

@@ -121,7 +121,7 @@ std::vector<double> times(const Matrix& weight, const std::vector<double>& x) {
 
 // What block weights see of an activation row.
 std::vector<double> quantised(const std::vector<double>& x, DType dtype) {
-  if (dtype != DType::kQ8_0 && dtype != DType::kQ4_0) return x;
+  if (!cpu::is_block_type(dtype)) return x;
   const std::vector<float> floats(x.begin(), x.end());
   std::vector<int8_t> q(x.size());
   std::vector<double> scales(x.size() / 32), out;
@@ -225,17 +225,19 @@ TEST_CASE("cpu phases: Rope turns pairs in both layouts and leaves the rest of a
 }
 
 TEST_CASE("cpu phases: MatMul, several of one input fused, float and block weights mixed") {
-  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0}) {
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K,
+                            DType::kQ5_K, DType::kQ6_K}) {
     for (const int64_t n_out : {3, 33, 300}) {
       CAPTURE(dtype_name(dtype));
       CAPTURE(n_out);
       Toy toy(6);
-      const bool blocks = dtype == DType::kQ8_0 || dtype == DType::kQ4_0;
-      const BufferId x = toy.input(64), other = toy.buffer(5), more = toy.buffer(7), y = toy.buffer(n_out);
-      toy.add(op::MatMul{toy.weight(dtype, 64, 5), {}, x, other});
-      const WeightId weight = toy.weight(dtype, 64, n_out);
+      const bool blocks = cpu::is_block_type(dtype);
+      const int64_t n_in = dtype_info(dtype).block_size == 256 ? 768 : 64;
+      const BufferId x = toy.input(n_in), other = toy.buffer(5), more = toy.buffer(7), y = toy.buffer(n_out);
+      toy.add(op::MatMul{toy.weight(dtype, n_in, 5), {}, x, other});
+      const WeightId weight = toy.weight(dtype, n_in, n_out);
       toy.add(op::MatMul{weight, {}, x, y});
-      toy.add(op::MatMul{toy.weight(blocks ? DType::kF32 : DType::kQ8_0, 64, 7), {}, x, more});
+      toy.add(op::MatMul{toy.weight(blocks ? DType::kF32 : DType::kQ8_0, n_in, 7), {}, x, more});
       toy.result(y);
       const Matrix values = toy.values(weight);
       check_rows(toy, [&](size_t row) { return times(values, quantised(toy.input_values(0)[row], dtype)); }, 1e-10);
@@ -244,14 +246,15 @@ TEST_CASE("cpu phases: MatMul, several of one input fused, float and block weigh
 }
 
 TEST_CASE("cpu phases: SparseFfn, for unit counts around the number of ranges and any width") {
-  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kQ8_0, DType::kQ4_0}) {
-    for (const auto& [n_embd, n_ff] : {std::pair<int64_t, int64_t>{32, 1}, {64, 15}, {96, 17}, {160, 100}, {32, 300}}) {
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ5_K,
+                            DType::kQ6_K}) {
+    for (const auto& [n_least, n_ff] : {std::pair<int64_t, int64_t>{32, 1}, {64, 15}, {96, 17}, {160, 100}, {32, 300}}) {
       for (const Activation activation : {Activation::kSilu, Activation::kRelu}) {
         CAPTURE(dtype_name(dtype));
         CAPTURE(n_ff);
         Toy toy(7);
-        const bool blocks = dtype == DType::kQ8_0 || dtype == DType::kQ4_0;
-        const int64_t n = blocks ? n_embd : n_embd - 3;
+        const int64_t n_block = dtype_info(dtype).block_size;
+        const int64_t n = n_block == 1 ? n_least - 3 : (n_least + n_block - 1) / n_block * n_block;
         const BufferId x = toy.input(n), y = toy.buffer(n);
         const WeightId gate = toy.weight(dtype, n, n_ff), up = toy.weight(dtype, n, n_ff);
         const WeightId down_t = toy.weight(dtype, n, n_ff);

@@ -17,7 +17,16 @@ using namespace hotset::test;
 using Ids = std::vector<int32_t>;
 using Logits = std::vector<float>;
 
-constexpr DType kTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0};
+constexpr DType kTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ8_0,
+                            DType::kQ4_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
+
+bool is_block_type(DType dtype) { return dtype_info(dtype).block_size > 1; }
+
+// Rows of super-blocks.
+void widen_for(DType dtype, TinySpec& spec) {
+  if (dtype_info(dtype).block_size == 256) spec.n_embd = 256, spec.n_ff = 256, spec.head_dim = 64;
+}
+
 
 Logits copy(std::span<const float> logits) { return {logits.begin(), logits.end()}; }
 
@@ -82,8 +91,10 @@ TEST_CASE("engine: weights and KV caches of other types stay within their roundi
     for (const bool neuron_major : {false, true}) {
       CAPTURE(dtype_name(dtype));
       CAPTURE(neuron_major);
-      const bool blocks = dtype == DType::kQ8_0 || dtype == DType::kQ4_0;
-      const auto model = load_tiny({.dtype = dtype, .neuron_major = neuron_major, .seed = 3});
+      const bool blocks = is_block_type(dtype);
+      TinySpec spec{.dtype = dtype, .neuron_major = neuron_major, .seed = 3};
+      widen_for(dtype, spec);
+      const auto model = load_tiny(spec);
       const Ids ids = random_tokens(4, 40, 270);
       CHECK(worst_nmse(model, {.n_threads = 1, .kv_type = "f32", .mode = "dense"}, ids) <= (blocks ? 1e-3 : 1e-10));
       CHECK(worst_nmse(model, {.n_threads = 1, .kv_type = "f16", .mode = "dense"}, ids) <= (blocks ? 1e-3 : 1e-5));
@@ -96,9 +107,12 @@ TEST_CASE("engine: the bits do not depend on threads, instruction set or the way
     for (const bool neuron_major : {false, true}) {
       CAPTURE(dtype_name(dtype));
       CAPTURE(neuron_major);
-      TinySpec spec{.dtype = dtype, .neuron_major = neuron_major, .activation = neuron_major ? Activation::kRelu : Activation::kSilu, .seed = 5};
-      const bool blocks = dtype == DType::kQ8_0 || dtype == DType::kQ4_0;
-      if (!blocks) spec.n_embd = 50, spec.n_ff = 101, spec.head_dim = 14;  // multiples of no tile
+      TinySpec spec{.dtype = dtype,
+                    .neuron_major = neuron_major,
+                    .activation = neuron_major ? Activation::kRelu : Activation::kSilu,
+                    .seed = 5};
+      widen_for(dtype, spec);
+      if (!is_block_type(dtype)) spec.n_embd = 50, spec.n_ff = 101, spec.head_dim = 14;  // multiples of no tile
       const auto model = load_tiny(spec);
       const Ids ids = random_tokens(6, 71, 270);
       const Logits expected = all_logits(model, {.n_threads = 1, .isa = "generic"}, ids);

@@ -164,11 +164,38 @@ void add_config(GgufWriter& out, const TinySpec& spec) {
   }
 }
 
+// 256 elements, about evenly within +-spread.
+std::string random_super_block(std::mt19937_64& random, DType dtype, double spread) {
+  ByteWriter out;
+  const auto bytes = [&](int n) {
+    for (int i = 0; i < n; ++i) out.put(static_cast<uint8_t>(random() >> 24));
+  };
+  if (dtype == DType::kQ6_K) {
+    bytes(128 + 64);
+    for (int i = 0; i < 16; ++i) out.put(static_cast<int8_t>((80 + random() % 48) * (random() % 2 ? 1 : -1)));
+    return out.put(f32_to_f16(static_cast<float>(spread / (32 * 100)))).bytes();
+  }
+  const double middle = dtype == DType::kQ4_K ? 7.5 : 15.5;  // of q: minima as large as scales make the mean 0
+  const double d = spread / (middle * 50);
+  out.put(f32_to_f16(static_cast<float>(d))).put(f32_to_f16(static_cast<float>(d * middle)));
+  int scale[8], minimum[8];
+  for (int i = 0; i < 8; ++i) scale[i] = 40 + static_cast<int>(random() % 24), minimum[i] = scale[i] ^ (i % 2);
+  for (int i = 0; i < 4; ++i) out.put(static_cast<uint8_t>(scale[i] | scale[i + 4] / 16 << 6));
+  for (int i = 0; i < 4; ++i) out.put(static_cast<uint8_t>(minimum[i] | minimum[i + 4] / 16 << 6));
+  for (int i = 4; i < 8; ++i) out.put(static_cast<uint8_t>(scale[i] % 16 | minimum[i] % 16 << 4));
+  bytes(dtype == DType::kQ4_K ? 128 : 32 + 128);
+  return out.bytes();
+}
+
 }  // namespace
 
 std::string random_matrix(std::mt19937_64& random, DType dtype, int64_t n_in, int64_t n_out) {
   const double spread = std::sqrt(3.0 / static_cast<double>(n_in));
   ByteWriter out;
+  if (dtype == DType::kQ4_K || dtype == DType::kQ5_K || dtype == DType::kQ6_K) {
+    for (int64_t super = 0; super < n_in * n_out / 256; ++super) out.raw(random_super_block(random, dtype, spread));
+    return out.bytes();
+  }
   if (dtype == DType::kQ8_0 || dtype == DType::kQ4_0) {
     const bool is_q8 = dtype == DType::kQ8_0;
     for (int64_t block = 0; block < n_in * n_out / 32; ++block) {
