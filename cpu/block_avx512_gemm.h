@@ -1,5 +1,5 @@
-// Packing and multiplication of the AVX-512 block gemm (see cpu/block_gemm.h). Included by cpu/block_avx512.cpp and, for what K types
-// share, cpu/block_k_avx512_gemm.h.
+// Packing and multiplication of the AVX-512 block gemm (see cpu/block_gemm.h). Included by cpu/block_avx512.cpp and, for
+// what K types share, cpu/block_k_avx512_gemm.h.
 #pragma once
 
 #include "cpu/block_avx512_vec.h"

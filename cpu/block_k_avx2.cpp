@@ -45,8 +45,7 @@ inline void super_parts(Q6K, const std::byte* super, const int8_t* q, __m256i* s
     for (int i = 0; i < 2; ++i) {
       const __m256i both = load256(super + 64 * half + kBlock * i);
       const __m256i w0 = with_high_bits(_mm256_and_si256(both, nibble), high, 4 - 2 * i, pair);
-      const __m256i w1 =
-          with_high_bits(_mm256_and_si256(_mm256_srli_epi16(both, 4), nibble), high, -2 * i, pair);
+      const __m256i w1 = with_high_bits(_mm256_and_si256(_mm256_srli_epi16(both, 4), nibble), high, -2 * i, pair);
       s[4 * half + i] = scaled_parts(w0, q, scales, 4 * half + i);
       s[4 * half + i + 2] = scaled_parts(w1, q, scales, 4 * half + i + 2);
     }

@@ -66,7 +66,8 @@ struct Avx2K : Avx2 {
         for (int g = 0; g < 8; ++g) {
           const __m256i q0 = _mm256_and_si256(t[g], nibble);
           const __m256i q1 = _mm256_and_si256(_mm256_srli_epi16(t[g], 4), nibble);
-          const __m256i w0 = with_high_bits(q0, high[g], 4 - 2 * b, pair), w1 = with_high_bits(q1, high[g], -2 * b, pair);
+          const __m256i w0 = with_high_bits(q0, high[g], 4 - 2 * b, pair),
+                        w1 = with_high_bits(q1, high[g], -2 * b, pair);
           store(to + b * kRecordBytes + 64 * g, _mm256_sub_epi8(w0, less));
           store(to + (b + 2) * kRecordBytes + 64 * g, _mm256_sub_epi8(w1, less));
         }
@@ -127,13 +128,15 @@ struct Avx2K : Avx2 {
   }
 
   template <class Format>
-  static __m256i products(Format, __m256i w, __m256i x) { return _mm256_maddubs_epi16(w, x); }
+  static __m256i products(Format, __m256i w, __m256i x) {
+    return _mm256_maddubs_epi16(w, x);
+  }
   static __m256i products(Q6K, __m256i w, __m256i x) {
     return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
   }
 
-  // s[2 a], s[2 a + 1] = integer sums of activation a with rows 0..7 and 8..15; for Q6_K halves times their scales. Four
-  // pairs of products, at most 8 * 31 * 127 = 31496 or 8 * 32 * 127 = 32512, fit 16 bits.
+  // s[2 a], s[2 a + 1] = integer sums of activation a with rows 0..7 and 8..15; for Q6_K halves times their scales.
+  // Four pairs of products, at most 8 * 31 * 127 = 31496 or 8 * 32 * 127 = 32512, fit 16 bits.
   template <class Format, int N>
   static void integer_sums(const std::byte* record, const Record<Format>& act, __m256i* s) {
     for (int i = 0; i < 2 * N; ++i) s[i] = _mm256_setzero_si256();

@@ -7,7 +7,7 @@ namespace {
 
 // ---- dot_rows -------------------------------------------------------------------------------------------------------
 // Two super-blocks of one row make 16 exact int32 sums in one register, lane = block % 16. Blocks lie in 64-byte pieces
-// of nibbles, so that 256 products take 4 loads of weights or fewer. Moves 144, 176 or 210 bytes per 256 products, each
+// of nibbles, two or four to a piece. Moves 144, 176 or 210 bytes per 256 products, each
 // once. A last super-block without a partner stands in for it too, and the mask leaves its second half out.
 
 struct SuperPair {
@@ -87,11 +87,11 @@ inline __m512i scaled_parts(const std::byte* super, const int8_t* q, int half, _
 // even ones in lanes 0 and 1.
 inline __m512i super_parts(const std::byte* super, const int8_t* q) {
   const __m512i scales = _mm512_castsi256_si512(_mm256_cvtepi8_epi16(load128(super + Q6K::kScalesAt)));
-  const __m512i spread = _mm512_set_epi16(7, 7, 7, 7, 3, 3, 3, 3, 6, 6, 6, 6, 2, 2, 2, 2, 5, 5, 5, 5, 1, 1, 1, 1, 4, 4,
-                                          4, 4, 0, 0, 0, 0);
+  const __m512i spread =
+      _mm512_set_epi16(7, 7, 7, 7, 3, 3, 3, 3, 6, 6, 6, 6, 2, 2, 2, 2, 5, 5, 5, 5, 1, 1, 1, 1, 4, 4, 4, 4, 0, 0, 0, 0);
   const __m512i m0 = scaled_parts(super, q, 0, _mm512_permutexvar_epi16(spread, scales));
-  const __m512i m1 = scaled_parts(
-      super, q, 1, _mm512_permutexvar_epi16(_mm512_add_epi16(spread, _mm512_set1_epi16(8)), scales));
+  const __m512i m1 =
+      scaled_parts(super, q, 1, _mm512_permutexvar_epi16(_mm512_add_epi16(spread, _mm512_set1_epi16(8)), scales));
   const __m512 f0 = _mm512_castsi512_ps(m0), f1 = _mm512_castsi512_ps(m1);
   return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(f0, f1, 0x88)),
                           _mm512_castps_si512(_mm512_shuffle_ps(f0, f1, 0xdd)));
@@ -106,8 +106,8 @@ inline __m512 add_pair(Q6K, const SuperPair& pair, __m512 act_scale, __m512, __m
   const auto d_of = [](const std::byte* super) {
     return _mm_set1_epi16(static_cast<short>(load_u16(super + Q6K::kDAt)));
   };
-  const __m512 d = _mm512_cvtph_ps(
-      _mm256_inserti128_si256(_mm256_castsi128_si256(d_of(pair.super[0])), d_of(pair.super[1]), 1));
+  const __m512 d =
+      _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(d_of(pair.super[0])), d_of(pair.super[1]), 1));
   return _mm512_mask3_fmadd_ps(_mm512_mul_ps(d, act_scale), sums, acc, keep);
 }
 

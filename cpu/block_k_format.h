@@ -17,7 +17,8 @@ struct Q4K {
   static constexpr int64_t kNibblesAt = kKHeaderBytes;
 };
 
-// Q5_K: header, 32 bytes whose byte i holds bit 4 of element i of all blocks, block b at bit b, then nibbles as in Q4_K.
+// Q5_K: header, 32 bytes whose byte i holds bit 4 of element i of all blocks, block b at bit b, then nibbles as in
+// Q4_K.
 struct Q5K {
   static constexpr WeightType kType = kWeightQ5_K;
   static constexpr int64_t kBytes = 176;
@@ -26,8 +27,8 @@ struct Q5K {
 };
 
 // Q6_K: two halves of 4 blocks. Half h has 64 bytes of nibbles, the low ones blocks 4 h and 4 h + 1, the high ones the
-// next two; then for both halves 32 bytes whose byte i holds bits 4 and 5 of element i of the half's block b at bit 2 b;
-// 16 int8 scales, one per 16 elements; f16 d. Value = d * scale * (q - 32).
+// next two; then for both halves 32 bytes whose byte i holds bits 4 and 5 of element i of the half's block b at bit
+// 2 b; 16 int8 scales, one per 16 elements; f16 d. Value = d * scale * (q - 32).
 struct Q6K {
   static constexpr WeightType kType = kWeightQ6_K;
   static constexpr int64_t kBytes = 210;

@@ -62,8 +62,7 @@ inline void unpack(Q6K, const std::byte* super, BlockScale* scale, int8_t* q) {
       q[b * kBlock + i] = static_cast<int8_t>(value - Q6K::kOffset);
     }
     scale[b].d = d;
-    for (int64_t i = 0; i < 2; ++i)
-      scale[b].c[i] = static_cast<int8_t>(byte_at(super, Q6K::kScalesAt + 2 * b + i));
+    for (int64_t i = 0; i < 2; ++i) scale[b].c[i] = static_cast<int8_t>(byte_at(super, Q6K::kScalesAt + 2 * b + i));
   }
 }
 

@@ -122,17 +122,19 @@ template <class T, int B>
 inline void sum_pass(const std::byte* const* rows, const std::byte* const* rows_ahead, const float* h, int64_t n_units,
                      int64_t column, float* acc) {
   constexpr int kVecs = B * kBlockVecs;
+  if constexpr (BlockReader<T>::kSuperBlocks) column = as_multiple_of<B * kBlock>(column);
+  BlockReader<T> readers[kPassUnits];  // opened beforehand: scales are then broadcast from memory, without shuffles
+  for (int64_t u = 0; u < n_units; ++u) readers[u].open(rows[u], column);
   Vec sums[kVecs];
   for (int v = 0; v < kVecs; ++v) sums[v] = load(acc + v * kWidth);
   for (int64_t u = 0; u < n_units; ++u) {
     const std::byte* ahead = rows_ahead[u] + T::offset(column);
     for (int64_t i = 0; i < T::offset(B * kBlock); i += 64) __builtin_prefetch(ahead + i, 0, 2);
-    const BlockReader<T> reader(rows[u], column);
     const Vec weight = splat(h[u]);
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b) {
       Vec w[kBlockVecs];
-      reader.load(b, w);
+      readers[u].load(column + b * kBlock, w);
       for (int v = 0; v < kBlockVecs; ++v) sums[b * kBlockVecs + v] = fused(weight, w[v], sums[b * kBlockVecs + v]);
     }
   }

@@ -72,16 +72,21 @@ constexpr bool kHasTail<WeightQ8_0> = false;
 template <>
 constexpr bool kHasTail<WeightQ4_0> = false;
 
-// Reads n_blocks(k) consecutive blocks of 32 elements of a row, the first at element k; what they share is read once.
+// k, which is a multiple of kStep, a power of two, in a form that tells the compiler so.
+template <int64_t kStep>
+inline int64_t as_multiple_of(int64_t k) {
+  return static_cast<int64_t>(static_cast<uint64_t>(k) & ~static_cast<uint64_t>(kStep - 1));
+}
+
+// Reads n_blocks(k) consecutive blocks of 32 elements of a row from element k on; what they share is read once.
 // Super-blocks have readers of their own, in float_k_weights.h.
 template <class T>
 struct BlockReader {
   static constexpr bool kSuperBlocks = false;
   static constexpr int n_blocks(int64_t) { return 1; }
-  BlockReader(const std::byte* row_in, int64_t k_in) : row(row_in), k(k_in) {}
-  void load(int b, Vec* out) const { load_block(T{}, row, k + b * kBlock, out); }
+  void open(const std::byte* row_in, int64_t) { row = row_in; }
+  void load(int64_t k, Vec* out) const { load_block(T{}, row, k, out); }
   const std::byte* row;
-  int64_t k;
 };
 
 // Elements [first, first + n) of a row to float; for block types both are multiples of 32.
@@ -89,11 +94,12 @@ template <class T>
 inline void widen(const std::byte* row, int64_t first, int64_t n, float* out) {
   int64_t c = 0;
   while (c + kBlock <= n) {
-    const BlockReader<T> reader(row, first + c);
+    BlockReader<T> reader;
+    reader.open(row, first + c);
     const int n_blocks = BlockReader<T>::n_blocks(first + c);
     for (int b = 0; b < n_blocks && c + kBlock <= n; ++b, c += kBlock) {
       Vec block[kBlockVecs];
-      reader.load(b, block);
+      reader.load(first + c, block);
       for (int v = 0; v < kBlockVecs; ++v) store(out + c + v * kWidth, block[v]);
     }
   }

@@ -11,8 +11,8 @@ namespace {
 typedef uint32_t Dwords __attribute__((vector_size(16)));
 
 // Scales 0..7, then minima 0..7 of a super-block, each a byte below 64. Its first 16 bytes are f16 d, f16 dmin and
-// three dwords x, y, z: scales 0..3 are the low 6 bits of the bytes of x, minima 0..3 those of y; scales 4..7 are the low
-// nibbles of z with the top bit pairs of x above them; minima 4..7 the high nibbles of z with the top bit pairs of y.
+// three dwords x, y, z: scales 0..3 are the low 6 bits of the bytes of x, minima 0..3 those of y; scales 4..7 are the
+// low nibbles of z with the top bit pairs of x above them; minima 4..7 the high nibbles of z with the top pairs of y.
 inline Dwords k_scale_bytes(const std::byte* super) {
   Dwords header;
   std::memcpy(&header, super, sizeof header);

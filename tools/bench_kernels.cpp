@@ -1,18 +1,20 @@
-// Rates of the CPU's block kernels: GB/s of dot_rows on a matrix much bigger than the caches, next to plain reads of
-// the same memory, and Gop/s (2 per multiply-add) of gemm. Best of several runs, with 1 and 2 threads.
-// Usage: bench_kernels [isa]
+// Rates of the CPU's kernels for block weights: GB/s of dot_rows and row_sum on a matrix much bigger than the caches,
+// next to plain reads of the same memory, and Gop/s (2 per multiply-add) of gemm. Best of several runs, with 1 and 2
+// threads.
+// Usage: bench_kernels [isa [type]], e.g. bench_kernels avx512 Q4_K
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "cpu/kernels_fill.h"
+#include "cpu/kernels.h"
 
 namespace {
 
@@ -46,15 +48,28 @@ double best_seconds(int n_threads, const std::function<void(int)>& work) {
   return best;
 }
 
-// Plausible blocks: small random scales, random integers.
-void fill_rows(std::byte* data, size_t block_bytes) {
+struct Type {
+  const char* name;
+  WeightType type;
+  size_t block_bytes;  // of row_multiple(type) elements
+  size_t scales_at;    // the first of n_scales halves in a block
+  int n_scales;
+};
+
+constexpr Type kTypes[] = {{"Q8_0", kWeightQ8_0, 34, 0, 1},  {"Q4_0", kWeightQ4_0, 18, 0, 1},
+                           {"Q4_K", kWeightQ4_K, 144, 0, 2}, {"Q5_K", kWeightQ5_K, 176, 0, 2},
+                           {"Q6_K", kWeightQ6_K, 210, 208, 1}};
+
+// Plausible blocks: small scales, random integers.
+void fill_rows(std::byte* data, const Type& type) {
   uint64_t state = 88172645463325252u;
   for (size_t at = 0; at + 8 <= kMatrixBytes; at += 8) {
     state ^= state << 13, state ^= state >> 7, state ^= state << 17;
     std::memcpy(data + at, &state, 8);
   }
   const uint16_t scale = 0x2000;  // 2^-7
-  for (size_t at = 0; at + block_bytes <= kMatrixBytes; at += block_bytes) std::memcpy(data + at, &scale, 2);
+  for (size_t at = 0; at + type.block_bytes <= kMatrixBytes; at += type.block_bytes)
+    for (int i = 0; i < type.n_scales; ++i) std::memcpy(data + at + type.scales_at + 2 * i, &scale, 2);
 }
 
 uint64_t plain_read(const std::byte* data, size_t bytes) {
@@ -102,7 +117,7 @@ struct Activations {
   std::vector<ActivationRow> rows;
 };
 
-void bench_dot(const Kernels& kernels, WeightType type, const WeightRows& w, const ActivationRow& act) {
+void bench_rows(const Kernels& kernels, WeightType type, const WeightRows& w, const ActivationRow& act) {
   const int64_t n_rows = static_cast<int64_t>(kMatrixBytes / w.stride);
   std::vector<float> out(static_cast<size_t>(n_rows));
   std::vector<int32_t> list;  // about every tenth row
@@ -124,7 +139,7 @@ void bench_dot(const Kernels& kernels, WeightType type, const WeightRows& w, con
       kernels.dot_rows[type](w, nullptr, begin, end - begin, act, &out[static_cast<size_t>(begin)]);
     });
     double gather = 0.0;
-    for (int64_t ahead : {1, 2, 4})
+    for (int64_t ahead : {1, 2, 4, 8})
       gather = std::max(gather, rate(n_list, [&](int64_t begin, int64_t end) {
                           keep(begin, plain_gather(w, &list[static_cast<size_t>(begin)], end - begin, ahead));
                         }));
@@ -132,8 +147,15 @@ void bench_dot(const Kernels& kernels, WeightType type, const WeightRows& w, con
       const size_t at = static_cast<size_t>(begin);
       kernels.dot_rows[type](w, &list[at], 0, end - begin, act, &out[at]);
     });
-    std::printf("  dot_rows, %d threads, GB/s: %5.1f of %5.1f read; listed rows %5.1f of %5.1f read\n", threads, dense,
-                read, gathered, gather);
+    std::vector<float> h(list.size(), 0.5f);
+    const double summed = rate(n_list, [&](int64_t begin, int64_t end) {
+      std::vector<float> acc(kN);
+      const size_t at = static_cast<size_t>(begin);
+      kernels.row_sum[type]({w, &list[at], 0, end - begin, &h[at], 0, 1, 0, kN, acc.data(), 0});
+      keep(begin, static_cast<uint64_t>(acc[0]));
+    });
+    std::printf("  %d threads, GB/s: dot_rows %5.1f of %5.1f read; listed rows: dot_rows %5.1f, row_sum %5.1f of %5.1f\n",
+                threads, dense, read, gathered, summed, gather);
   }
 }
 
@@ -157,19 +179,15 @@ void bench_gemm(const Kernels& kernels, WeightType type, const WeightRows& w, co
               static_cast<long>(n_acts), rate[0], rate[1], weights);
 }
 
-void bench_isa(const Kernels& kernels) {
+void bench_isa(const Kernels& kernels, const std::string& only) {
   const Buffer data = make_buffer(kMatrixBytes);
   const Activations acts(kernels, 512);
-  const struct {
-    const char* name;
-    WeightType type;
-    size_t block_bytes;
-  } types[] = {{"Q8_0", kWeightQ8_0, 34}, {"Q4_0", kWeightQ4_0, 18}};
-  for (const auto& type : types) {
-    fill_rows(data.get(), type.block_bytes);
-    const WeightRows w{data.get(), static_cast<size_t>(kN / kBlock) * type.block_bytes, kN};
+  for (const Type& type : kTypes) {
+    if (!only.empty() && only != type.name) continue;
+    fill_rows(data.get(), type);
+    const WeightRows w{data.get(), static_cast<size_t>(kN / row_multiple(type.type)) * type.block_bytes, kN};
     std::printf("%s %s, rows of %ld\n", kernels.isa, type.name, static_cast<long>(kN));
-    bench_dot(kernels, type.type, w, acts.rows[0]);
+    bench_rows(kernels, type.type, w, acts.rows[0]);
     for (int64_t n_acts : {2, 4, 8, 32, 512}) bench_gemm(kernels, type.type, w, acts, n_acts);
   }
 }
@@ -177,23 +195,13 @@ void bench_isa(const Kernels& kernels) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::string only = argc > 1 ? argv[1] : "";
-  Kernels kernels{};
-  const auto wanted = [&](const char* isa) {
-    kernels.isa = isa;
-    return only.empty() || only == isa;
-  };
-  __builtin_cpu_init();
-  if (wanted("avx512") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw")) {
-    fill_block_avx512(kernels);
-    bench_isa(kernels);
-  }
-  if (wanted("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    fill_block_avx2(kernels);
-    bench_isa(kernels);
-  }
-  if (wanted("generic")) {
-    fill_block_generic(kernels);
-    bench_isa(kernels);
+  const std::string isa = argc > 1 ? argv[1] : "", type = argc > 2 ? argv[2] : "";
+  for (const char* each : {"avx512", "avx2", "generic"}) {
+    if (!isa.empty() && isa != each) continue;
+    try {
+      bench_isa(kernels_for(each), type);
+    } catch (const std::exception& error) {
+      std::printf("%s\n", error.what());
+    }
   }
 }
