@@ -17,15 +17,6 @@ using namespace hotset::test;
 using Ids = std::vector<int32_t>;
 using Logits = std::vector<float>;
 
-constexpr DType kTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ8_0,
-                            DType::kQ4_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
-
-bool is_block_type(DType dtype) { return dtype_info(dtype).block_size > 1; }
-
-// Rows of super-blocks.
-void widen_for(DType dtype, TinySpec& spec) {
-  if (dtype_info(dtype).block_size == 256) spec.n_embd = 256, spec.n_ff = 256, spec.head_dim = 64;
-}
 
 
 Logits copy(std::span<const float> logits) { return {logits.begin(), logits.end()}; }
@@ -87,7 +78,7 @@ TEST_CASE("engine: logits agree with a forward pass in double") {
 TEST_CASE("engine: weights and KV caches of other types stay within their rounding") {
   // Weights are widened exactly. A KV cache of halves errs by 2^-11 per element; activations of 8 bits by 1/254 of a
   // block's largest, about 0.3 % per product, which grows over two layers.
-  for (const DType dtype : kTypes) {
+  for (const DType dtype : kModelTypes) {
     for (const bool neuron_major : {false, true}) {
       CAPTURE(dtype_name(dtype));
       CAPTURE(neuron_major);
@@ -103,7 +94,7 @@ TEST_CASE("engine: weights and KV caches of other types stay within their roundi
 }
 
 TEST_CASE("engine: the bits do not depend on threads, instruction set or the way tokens are batched") {
-  for (const DType dtype : kTypes) {
+  for (const DType dtype : kModelTypes) {
     for (const bool neuron_major : {false, true}) {
       CAPTURE(dtype_name(dtype));
       CAPTURE(neuron_major);
@@ -183,7 +174,7 @@ TEST_CASE("engine: a batch of 8 sequences of different lengths equals 8 single r
 
 TEST_CASE("engine: weights may lie at any address that the format allows") {
   const Ids ids = random_tokens(10, 9, 270);
-  for (const DType dtype : kTypes) {
+  for (const DType dtype : kModelTypes) {
     for (const bool neuron_major : {false, true}) {
       const TinySpec spec{.dtype = dtype, .neuron_major = neuron_major, .rope_freqs = true};
       const Logits expected = all_logits(load_tiny(spec), {.n_threads = 1}, ids);

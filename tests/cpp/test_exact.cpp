@@ -28,7 +28,6 @@ constexpr Family kFamilies[] = {
     {"arcee", Activation::kRelu2},    {"arcee", Activation::kSilu},  {"nemotron", Activation::kRelu2},
     {"nemotron", Activation::kRelu}, {"opt", Activation::kRelu},
 };
-constexpr DType kTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0};
 
 // Logits of every position, the tokens given in pieces of `piece`.
 Logits all_logits(const std::shared_ptr<const Model>& model, const EngineOptions& options, const Ids& ids,
@@ -46,7 +45,8 @@ Logits all_logits(const std::shared_ptr<const Model>& model, const EngineOptions
 
 TinySpec spec_of(const Family& family, DType dtype) {
   TinySpec spec{.arch = family.arch, .n_ctx = 64, .dtype = dtype, .activation = family.activation, .biases = true};
-  if (dtype != DType::kQ8_0 && dtype != DType::kQ4_0) spec.n_embd = 50, spec.n_ff = 101, spec.head_dim = 14;
+  widen_for(dtype, spec);
+  if (!is_block_type(dtype)) spec.n_embd = 50, spec.n_ff = 101, spec.head_dim = 14;
   if (spec.arch != "opt") spec.n_rot = 6;
   return spec;
 }
@@ -82,7 +82,7 @@ TEST_CASE("families: learned positions end where the table ends") {
 TEST_CASE("exact: the same bits as dense, whatever the type, family, threads, instruction set and batch") {
   for (const Family& family : kFamilies) {
     if (!is_sparse(family.activation)) continue;
-    for (const DType dtype : kTypes) {
+    for (const DType dtype : kModelTypes) {
       CAPTURE(family.arch);
       CAPTURE(activation_name(family.activation));
       CAPTURE(dtype_name(dtype));
@@ -131,10 +131,11 @@ TEST_CASE("exact: no unit, every unit and every other unit active") {
 // Float types lose nothing when ffn_down is turned, so the standard file gives the bits of the neuron-major one; block
 // types are quantised again, which the slow model bounds.
 TEST_CASE("exact: a standard file is laid out anew at load") {
-  for (const DType dtype : kTypes) {
+  for (const DType dtype : kModelTypes) {
     CAPTURE(dtype_name(dtype));
-    const bool blocks = dtype == DType::kQ8_0 || dtype == DType::kQ4_0;
+    const bool blocks = is_block_type(dtype);
     TinySpec spec{.n_embd = 64, .n_ff = 608, .dtype = dtype, .neuron_major = false, .seed = 12};
+    widen_for(dtype, spec);
     GgufWriter writer = tiny_writer(spec);
     const auto standard = load_bytes(writer.bytes());
     std::vector<std::string> lines;

@@ -104,6 +104,17 @@ struct TinySpec {
   uint64_t seed = 1;
 };
 
+// Weight types that models may have.
+constexpr DType kModelTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ8_0,
+                                 DType::kQ4_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
+
+inline bool is_block_type(DType dtype) { return dtype_info(dtype).block_size > 1; }
+
+// Makes rows whole super-blocks where the type has them.
+inline void widen_for(DType dtype, TinySpec& spec) {
+  if (dtype_info(dtype).block_size == 256) spec.n_embd = 256, spec.n_ff = 256, spec.head_dim = 64;
+}
+
 // The vocabulary is tiny_spm() of tiny_vocabularies.h.
 GgufWriter tiny_writer(const TinySpec& spec);
 
