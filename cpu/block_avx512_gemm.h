@@ -1,5 +1,5 @@
-// Packing and multiplication of the AVX-512 block gemm (see cpu/block_gemm.h). Included by cpu/block_avx512.cpp and, for
-// what K types share, cpu/block_k_avx512_gemm.h.
+// Packing and multiplication of the AVX-512 block gemm (see cpu/block_gemm.h). Included by cpu/block_avx512.cpp and,
+// for what K types share, cpu/block_k_avx512_gemm.h.
 #pragma once
 
 #include "cpu/block_avx512_vec.h"
@@ -40,9 +40,7 @@ struct Avx512 {
 
   // 128-bit lane l of v[j]: the 16 bytes at `offset` of row 4 l + j.
   static void load_16_bytes(const std::byte* const* rows, int64_t offset, __m512i* v) {
-    const auto load = [&](int row) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[row] + offset));
-    };
+    const auto load = [&](int row) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[row] + offset)); };
     for (int j = 0; j < 4; ++j) {
       v[j] = _mm512_inserti32x4(_mm512_castsi128_si512(load(j)), load(j + 4), 1);
       v[j] = _mm512_inserti32x4(v[j], load(j + 8), 2);

@@ -2,7 +2,6 @@
 #include "cpu/float_vec_avx2.h"
 
 #include "cpu/float_k_bits.h"
-
 #include "cpu/float_rows.h"
 
 namespace hotset::cpu {

@@ -2,7 +2,6 @@
 #include "cpu/float_vec_avx512.h"
 
 #include "cpu/float_k_bits_avx512.h"
-
 #include "cpu/float_rows.h"
 
 namespace hotset::cpu {

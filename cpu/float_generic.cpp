@@ -2,7 +2,6 @@
 #include "cpu/float_vec_generic.h"
 
 #include "cpu/float_k_bits.h"
-
 #include "cpu/float_rows.h"
 
 namespace hotset::cpu {

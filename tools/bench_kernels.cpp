@@ -56,8 +56,10 @@ struct Type {
   int n_scales;
 };
 
-constexpr Type kTypes[] = {{"Q8_0", kWeightQ8_0, 34, 0, 1},  {"Q4_0", kWeightQ4_0, 18, 0, 1},
-                           {"Q4_K", kWeightQ4_K, 144, 0, 2}, {"Q5_K", kWeightQ5_K, 176, 0, 2},
+constexpr Type kTypes[] = {{"Q8_0", kWeightQ8_0, 34, 0, 1},
+                           {"Q4_0", kWeightQ4_0, 18, 0, 1},
+                           {"Q4_K", kWeightQ4_K, 144, 0, 2},
+                           {"Q5_K", kWeightQ5_K, 176, 0, 2},
                            {"Q6_K", kWeightQ6_K, 210, 208, 1}};
 
 // Plausible blocks: small scales, random integers.
@@ -154,8 +156,9 @@ void bench_rows(const Kernels& kernels, WeightType type, const WeightRows& w, co
       kernels.row_sum[type]({w, &list[at], 0, end - begin, &h[at], 0, 1, 0, kN, acc.data(), 0});
       keep(begin, static_cast<uint64_t>(acc[0]));
     });
-    std::printf("  %d threads, GB/s: dot_rows %5.1f of %5.1f read; listed rows: dot_rows %5.1f, row_sum %5.1f of %5.1f\n",
-                threads, dense, read, gathered, summed, gather);
+    std::printf(
+        "  %d threads, GB/s: dot_rows %5.1f of %5.1f read; listed rows: dot_rows %5.1f, row_sum %5.1f of %5.1f\n",
+        threads, dense, read, gathered, summed, gather);
   }
 }
 

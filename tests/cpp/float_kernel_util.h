@@ -42,8 +42,8 @@ namespace {
 
 constexpr float kEps = 0x1p-24f;  // half an ulp of 1
 
-constexpr WeightType kAllTypes[] = {kWeightF32, kWeightF16, kWeightBF16, kWeightQ8_0,
-                                   kWeightQ4_0, kWeightQ4_K, kWeightQ5_K, kWeightQ6_K};
+constexpr WeightType kAllTypes[] = {kWeightF32,  kWeightF16,  kWeightBF16, kWeightQ8_0,
+                                    kWeightQ4_0, kWeightQ4_K, kWeightQ5_K, kWeightQ6_K};
 constexpr WeightType kFloatTypes[] = {kWeightF32, kWeightF16, kWeightBF16};
 
 // Float kernels of every instruction set of this CPU.

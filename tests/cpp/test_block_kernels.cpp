@@ -128,8 +128,8 @@ TEST_CASE("block kernels: gemm of 512 activations, split into any parts, equals 
   }
 }
 
-// |result - exact| <= steps * 2^-24 * sum of magnitudes; steps: the product, n / 512 blocks of a lane with at most two fmas
-// each, 4 tree levels, 1.
+// |result - exact| <= steps * 2^-24 * sum of magnitudes; steps: the product, n / 512 blocks of a lane with at most two
+// fmas each, 4 tree levels, 1.
 TEST_CASE("block kernels: dots are close to the sum in double of the dequantised operands") {
   std::mt19937 rng(kSeed + 5);
   for (WeightType type : kTypes)
@@ -145,9 +145,9 @@ TEST_CASE("block kernels: dots are close to the sum in double of the dequantised
             const PlainBlock block = read_block(type, problem.row(i % 5), b);
             int s = 0;
             for (int k = 0; k < 32; ++k) s += block.c[k / 16] * block.q[k] * a.q[32 * b + k];
-            magnitude += std::fabs(static_cast<double>(a.scale[b])) *
-                         (std::fabs(static_cast<double>(block.d) * s) +
-                          std::fabs(static_cast<double>(block.minimum) * a.sum[b]));
+            magnitude +=
+                std::fabs(static_cast<double>(a.scale[b])) * (std::fabs(static_cast<double>(block.d) * s) +
+                                                              std::fabs(static_cast<double>(block.minimum) * a.sum[b]));
           }
           INFO("seed ", kSeed, " isa ", kernels.isa, " type ", type, " n ", n, " i ", i);
           const double steps = 2.0 + static_cast<double>(problem.n) / 256.0 + 4.0;

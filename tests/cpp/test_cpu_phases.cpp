@@ -225,8 +225,8 @@ TEST_CASE("cpu phases: Rope turns pairs in both layouts and leaves the rest of a
 }
 
 TEST_CASE("cpu phases: MatMul, several of one input fused, float and block weights mixed") {
-  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K,
-                            DType::kQ5_K, DType::kQ6_K}) {
+  for (const DType dtype :
+       {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K}) {
     for (const int64_t n_out : {3, 33, 300}) {
       CAPTURE(dtype_name(dtype));
       CAPTURE(n_out);
@@ -246,9 +246,10 @@ TEST_CASE("cpu phases: MatMul, several of one input fused, float and block weigh
 }
 
 TEST_CASE("cpu phases: SparseFfn, for unit counts around the number of ranges and any width") {
-  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ5_K,
-                            DType::kQ6_K}) {
-    for (const auto& [n_least, n_ff] : {std::pair<int64_t, int64_t>{32, 1}, {64, 15}, {96, 17}, {160, 100}, {32, 300}}) {
+  for (const DType dtype :
+       {DType::kF32, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K}) {
+    for (const auto& [n_least, n_ff] :
+         {std::pair<int64_t, int64_t>{32, 1}, {64, 15}, {96, 17}, {160, 100}, {32, 300}}) {
       for (const Activation activation : {Activation::kSilu, Activation::kRelu}) {
         CAPTURE(dtype_name(dtype));
         CAPTURE(n_ff);

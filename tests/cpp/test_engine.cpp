@@ -17,8 +17,6 @@ using namespace hotset::test;
 using Ids = std::vector<int32_t>;
 using Logits = std::vector<float>;
 
-
-
 Logits copy(std::span<const float> logits) { return {logits.begin(), logits.end()}; }
 
 Session open_with(const std::shared_ptr<Engine>& engine, const Ids& ids) {

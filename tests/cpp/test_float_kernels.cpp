@@ -138,18 +138,12 @@ int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step;
 // Scales are at most 1.
 double largest_weight(WeightType type) {
   switch (type) {
-    case kWeightQ8_0:
-      return 128;
-    case kWeightQ4_0:
-      return 8;
-    case kWeightQ4_K:
-      return 63 * 15 + 63;
-    case kWeightQ5_K:
-      return 63 * 31 + 63;
-    case kWeightQ6_K:
-      return 128 * 32;
-    default:
-      return 1;
+    case kWeightQ8_0: return 128;
+    case kWeightQ4_0: return 8;
+    case kWeightQ4_K: return 63 * 15 + 63;
+    case kWeightQ5_K: return 63 * 31 + 63;
+    case kWeightQ6_K: return 128 * 32;
+    default: return 1;
   }
 }
 
