@@ -111,6 +111,19 @@ inline __m512 add_pair(Q6K, const SuperPair& pair, __m512 act_scale, __m512, __m
   return _mm512_mask3_fmadd_ps(_mm512_mul_ps(d, act_scale), sums, acc, keep);
 }
 
+// acc takes in super-block i of the row and, if kPair, the next one.
+template <class Format, bool kPair>
+inline __m512 add_supers(const std::byte* row, const std::byte* coming, const ActivationRow& a, int64_t i, __m512 acc) {
+  constexpr int64_t kSecond = kPair ? 1 : 0;
+  constexpr __mmask16 kKeep = kPair ? 0xffff : 0xff;
+  prefetch(coming + i * Format::kBytes, (1 + kSecond) * Format::kBytes);
+  const SuperPair pair = {{row + i * Format::kBytes, row + (i + kSecond) * Format::kBytes},
+                          {a.q + i * kSuperBlock, a.q + (i + kSecond) * kSuperBlock}};
+  const int64_t block = i * kSuperBlocks;
+  const __m512 act_sum = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(kKeep, a.sum + block));
+  return add_pair(Format{}, pair, _mm512_maskz_loadu_ps(kKeep, a.scale + block), act_sum, kKeep, acc);
+}
+
 template <class Format>
 void dot_rows(const WeightRows& w, const int32_t* rows, int64_t first_row, int64_t n_rows, const ActivationRow& a,
               float* out) {
@@ -118,17 +131,9 @@ void dot_rows(const WeightRows& w, const int32_t* rows, int64_t first_row, int64
   stream_rows(w, rows, first_row, n_rows, n_supers * Format::kBytes, out,
               [&](const std::byte* row, const std::byte* coming) {
                 __m512 acc = _mm512_setzero_ps();
-                for (int64_t i = 0; i < n_supers; i += 2) {
-                  const bool is_pair = i + 1 < n_supers;
-                  const int64_t second = is_pair ? i + 1 : i;
-                  const __mmask16 keep = is_pair ? 0xffff : 0xff;
-                  prefetch(coming + i * Format::kBytes, (second - i + 1) * Format::kBytes);
-                  const SuperPair pair = {{row + i * Format::kBytes, row + second * Format::kBytes},
-                                          {a.q + i * kSuperBlock, a.q + second * kSuperBlock}};
-                  const int64_t block = i * kSuperBlocks;
-                  const __m512 act_sum = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(keep, a.sum + block));
-                  acc = add_pair(Format{}, pair, _mm512_maskz_loadu_ps(keep, a.scale + block), act_sum, keep, acc);
-                }
+                int64_t i = 0;
+                for (; i + 2 <= n_supers; i += 2) acc = add_supers<Format, true>(row, coming, a, i, acc);
+                if (i < n_supers) acc = add_supers<Format, false>(row, coming, a, i, acc);
                 return reduce_lanes(acc);
               });
 }
