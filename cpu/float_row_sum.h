@@ -117,55 +117,73 @@ void row_sum_many(const RowSumArgs& args) {
   }
 }
 
-// Adds `n_units` rows to 32 * B columns of acc; rows_ahead are read next and prefetched.
+// Up to kPassUnits rows on their way past acc, and the rows that are read after them.
+template <class T>
+struct Pass {
+  BlockReader<T> readers[kPassUnits];  // opened beforehand: scales are then broadcast from memory, without shuffles
+  const std::byte* ahead[kPassUnits];
+  const float* h;
+  int64_t n_units;
+};
+
+// Adds the rows to 32 * B columns of acc; the next rows are prefetched meanwhile.
 template <class T, int B>
-inline void sum_pass(const std::byte* const* rows, const std::byte* const* rows_ahead, const float* h, int64_t n_units,
-                     int64_t column, float* acc) {
+inline void sum_pass(const Pass<T>& pass, int64_t column, float* acc) {
   constexpr int kVecs = B * kBlockVecs;
   if constexpr (BlockReader<T>::kSuperBlocks) column = as_multiple_of<B * kBlock>(column);
-  BlockReader<T> readers[kPassUnits];  // opened beforehand: scales are then broadcast from memory, without shuffles
-  for (int64_t u = 0; u < n_units; ++u) readers[u].open(rows[u], column);
   Vec sums[kVecs];
   for (int v = 0; v < kVecs; ++v) sums[v] = load(acc + v * kWidth);
-  for (int64_t u = 0; u < n_units; ++u) {
-    const std::byte* ahead = rows_ahead[u] + T::offset(column);
+  for (int64_t u = 0; u < pass.n_units; ++u) {
+    const std::byte* ahead = pass.ahead[u] + T::offset(column);
     for (int64_t i = 0; i < T::offset(B * kBlock); i += 64) __builtin_prefetch(ahead + i, 0, 2);
-    const Vec weight = splat(h[u]);
+    const Vec weight = splat(pass.h[u]);
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b) {
       Vec w[kBlockVecs];
-      readers[u].load(column + b * kBlock, w);
+      pass.readers[u].load(column + b * kBlock, w);
       for (int v = 0; v < kBlockVecs; ++v) sums[b * kBlockVecs + v] = fused(weight, w[v], sums[b * kBlockVecs + v]);
     }
   }
   for (int v = 0; v < kVecs; ++v) store(acc + v * kWidth, sums[v]);
 }
 
+// The same for whole blocks, n_cols columns that the readers reach.
+template <class T>
+inline void sum_passes(const Pass<T>& pass, int64_t column, int64_t n_cols, float* acc) {
+  int64_t c = 0;
+  if constexpr (BlockReader<T>::kSuperBlocks)  // whose passes start at multiples of their width
+    for (; (column + c) % (kPassBlocks * kBlock) != 0 && c < n_cols; c += kBlock)
+      sum_pass<T, 1>(pass, column + c, acc + c);
+  for (; c + kPassBlocks * kBlock <= n_cols; c += kPassBlocks * kBlock)
+    sum_pass<T, kPassBlocks>(pass, column + c, acc + c);
+  for (; c < n_cols; c += kBlock) sum_pass<T, 1>(pass, column + c, acc + c);
+}
+
 // One activation: kPassUnits rows stream past acc, which stays in L1; the next rows are prefetched meanwhile.
 template <class T>
 void row_sum_one(const RowSumArgs& args) {
+  const int64_t n_whole = args.n_cols / kBlock * kBlock;
   for (int64_t u = 0; u < args.n_units; u += kPassUnits) {
-    const int64_t n_units = args.n_units - u < kPassUnits ? args.n_units - u : kPassUnits;
+    Pass<T> pass;
+    pass.n_units = args.n_units - u < kPassUnits ? args.n_units - u : kPassUnits;
+    pass.h = args.h + u;
     const std::byte* rows[kPassUnits];
-    const std::byte* ahead[kPassUnits];
-    for (int64_t i = 0; i < n_units; ++i) {
+    for (int64_t i = 0; i < pass.n_units; ++i) {
       rows[i] = unit_row(args, u + i);
-      ahead[i] = unit_row(args, u + kPassUnits + i < args.n_units ? u + kPassUnits + i : args.n_units - 1);
+      pass.ahead[i] = unit_row(args, u + kPassUnits + i < args.n_units ? u + kPassUnits + i : args.n_units - 1);
     }
-    const float* h = args.h + u;
     int64_t c = 0;
-    // A pass must not leave its super-block.
-    for (; BlockReader<T>::kSuperBlocks && (args.first_col + c) % (kPassBlocks * kBlock) != 0 && c < args.n_cols;
-         c += kBlock)
-      sum_pass<T, 1>(rows, ahead, h, n_units, args.first_col + c, args.acc + c);
-    for (; c + kPassBlocks * kBlock <= args.n_cols; c += kPassBlocks * kBlock)
-      sum_pass<T, kPassBlocks>(rows, ahead, h, n_units, args.first_col + c, args.acc + c);
-    for (; c + kBlock <= args.n_cols; c += kBlock)
-      sum_pass<T, 1>(rows, ahead, h, n_units, args.first_col + c, args.acc + c);
+    while (c < n_whole) {
+      const int64_t column = args.first_col + c, n_reached = BlockReader<T>::n_blocks(column) * kBlock;
+      const int64_t n_cols = n_whole - c < n_reached ? n_whole - c : n_reached;
+      for (int64_t i = 0; i < pass.n_units; ++i) pass.readers[i].open(rows[i], column);
+      sum_passes<T>(pass, column, n_cols, args.acc + c);
+      c += n_cols;
+    }
     if constexpr (kHasTail<T>)
       for (; c < args.n_cols; ++c)
-        for (int64_t i = 0; i < n_units; ++i)
-          args.acc[c] = fma1(h[i], T::load_one(rows[i], args.first_col + c), args.acc[c]);
+        for (int64_t i = 0; i < pass.n_units; ++i)
+          args.acc[c] = fma1(pass.h[i], T::load_one(rows[i], args.first_col + c), args.acc[c]);
   }
 }
 

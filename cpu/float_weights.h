@@ -78,12 +78,12 @@ inline int64_t as_multiple_of(int64_t k) {
   return static_cast<int64_t>(static_cast<uint64_t>(k) & ~static_cast<uint64_t>(kStep - 1));
 }
 
-// Reads n_blocks(k) consecutive blocks of 32 elements of a row from element k on; what they share is read once.
-// Super-blocks have readers of their own, in float_k_weights.h.
+// Reads blocks of 32 elements of a row, n_blocks(k) of them from element k on, all there are unless they share something
+// that is read beforehand: super-blocks have readers of their own, in float_k_weights.h.
 template <class T>
 struct BlockReader {
   static constexpr bool kSuperBlocks = false;
-  static constexpr int n_blocks(int64_t) { return 1; }
+  static constexpr int64_t n_blocks(int64_t) { return int64_t{1} << 40; }
   void open(const std::byte* row_in, int64_t) { row = row_in; }
   void load(int64_t k, Vec* out) const { load_block(T{}, row, k, out); }
   const std::byte* row;
@@ -96,8 +96,8 @@ inline void widen(const std::byte* row, int64_t first, int64_t n, float* out) {
   while (c + kBlock <= n) {
     BlockReader<T> reader;
     reader.open(row, first + c);
-    const int n_blocks = BlockReader<T>::n_blocks(first + c);
-    for (int b = 0; b < n_blocks && c + kBlock <= n; ++b, c += kBlock) {
+    const int64_t n_blocks = BlockReader<T>::n_blocks(first + c);
+    for (int64_t b = 0; b < n_blocks && c + kBlock <= n; ++b, c += kBlock) {
       Vec block[kBlockVecs];
       reader.load(first + c, block);
       for (int v = 0; v < kBlockVecs; ++v) store(out + c + v * kWidth, block[v]);
