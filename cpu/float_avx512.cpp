@@ -1,7 +1,6 @@
 // Float kernels for AVX-512: the shared kernels compiled over this instruction set's Vec.
 #include "cpu/float_vec_avx512.h"
 
-#include "cpu/float_k_bits_avx512.h"
 #include "cpu/float_rows.h"
 
 namespace hotset::cpu {

@@ -1,7 +1,6 @@
 // Float kernels for any CPU: the shared kernels compiled over the portable Vec.
 #include "cpu/float_vec_generic.h"
 
-#include "cpu/float_k_bits.h"
 #include "cpu/float_rows.h"
 
 namespace hotset::cpu {

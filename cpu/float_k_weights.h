@@ -1,6 +1,7 @@
-// The K types as the float kernels see them. Layouts: cpu/block_k_format.h. Needs a float_k_bits*.h.
+// The K types as the float kernels see them. Layouts: cpu/block_k_format.h. Needs a float_vec_*.h.
 #pragma once
 
+#include "cpu/float_k_bits.h"
 #include "cpu/float_weights.h"
 
 namespace hotset::cpu {

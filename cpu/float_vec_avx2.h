@@ -97,6 +97,10 @@ inline Vec splat_half(const std::byte* from) {
   return _mm256_cvtph_ps(_mm_set1_epi16(half));
 }
 
+inline __m256i spread_bytes(const std::byte* from) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+}
+
 inline Vec load_i8(const std::byte* from) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
 }

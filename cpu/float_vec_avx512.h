@@ -86,6 +86,10 @@ inline Vec splat_half(const std::byte* from) {
   return _mm512_cvtph_ps(_mm256_set1_epi16(half));
 }
 
+inline __m512i spread_bytes(const std::byte* from) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+
 inline Vec load_i8(const std::byte* from) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 }

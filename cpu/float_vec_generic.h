@@ -132,6 +132,12 @@ inline float half_value(const std::byte* from) {
 // The half at `from` in every element.
 inline Vec splat_half(const std::byte* from) { return splat(half_value(from)); }
 
+// kWidth unsigned bytes as dwords.
+inline IntVec spread_bytes(const std::byte* from) {
+  return IntVec{static_cast<int>(from[0]), static_cast<int>(from[1]), static_cast<int>(from[2]),
+                static_cast<int>(from[3])};
+}
+
 // kWidth signed bytes.
 inline Vec load_i8(const std::byte* from) {
   int8_t q[4];
