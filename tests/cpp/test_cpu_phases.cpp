@@ -232,7 +232,7 @@ TEST_CASE("cpu phases: MatMul, several of one input fused, float and block weigh
       CAPTURE(n_out);
       Toy toy(6);
       const bool blocks = cpu::is_block_type(dtype);
-      const int64_t n_in = dtype_info(dtype).block_size == 256 ? 768 : 64;
+      const int64_t n_in = std::max<int64_t>(64, dtype_info(dtype).block_size);
       const BufferId x = toy.input(n_in), other = toy.buffer(5), more = toy.buffer(7), y = toy.buffer(n_out);
       toy.add(op::MatMul{toy.weight(dtype, n_in, 5), {}, x, other});
       const WeightId weight = toy.weight(dtype, n_in, n_out);

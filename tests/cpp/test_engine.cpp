@@ -174,7 +174,8 @@ TEST_CASE("engine: weights may lie at any address that the format allows") {
   const Ids ids = random_tokens(10, 9, 270);
   for (const DType dtype : kModelTypes) {
     for (const bool neuron_major : {false, true}) {
-      const TinySpec spec{.dtype = dtype, .neuron_major = neuron_major, .rope_freqs = true};
+      TinySpec spec{.dtype = dtype, .neuron_major = neuron_major, .rope_freqs = true};
+      widen_for(dtype, spec);
       const Logits expected = all_logits(load_tiny(spec), {.n_threads = 1}, ids);
       for (const uint32_t alignment : {8u, 16u}) {
         for (const char* padding : {"x", "xxxxxxxxx"}) {

@@ -154,8 +154,10 @@ TEST_CASE("exact: a standard file is laid out anew at load") {
       const std::vector<double> expected = slow.step(ids[i]);
       worst = std::max(worst, nmse(std::span(got).subspan(i * expected.size(), expected.size()), expected));
     }
-    // Random nibbles, not weights that were quantised: turning Q4_0 errs by some 8 % of each weight, squared, twice.
-    CHECK(worst <= (dtype == DType::kQ4_0 ? 3e-2 : blocks ? 1e-3 : 1e-5));
+    // Random nibbles, not weights that were quantised: turning Q4_0 errs by some 8 % of each weight, squared, twice. One
+    // bit more halves the error.
+    const bool nibbles = dtype == DType::kQ4_0 || dtype == DType::kQ4_K;
+    CHECK(worst <= (nibbles ? 3e-2 : dtype == DType::kQ5_K ? 3e-2 / 4 : blocks ? 1e-3 : 1e-5));
     if (blocks) continue;
     for (size_t layer = 0; layer < 2; ++layer) {
       const std::string name = "blk." + std::to_string(layer) + ".ffn_down";
