@@ -2,6 +2,7 @@
 // where that is allowed, on any number of threads.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <deque>
 #include <functional>
