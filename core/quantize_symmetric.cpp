@@ -1,7 +1,8 @@
 // Q6_K: 16 sub-blocks of 16, value = d * scale * (q - 32), scale of 8 bits with a sign per sub-block.
 //
 // The search. Per sub-block: a few spacings of the grid, each with the least-squares scale of what it assigns. Then
-// scales are rounded to 8 bits, and d is fitted again to what that made of them.
+// scales are rounded to 8 bits, and d is fitted again to what that made of them. All elements weigh the same: weights
+// of x^2 made the KL divergence of the packaged model's logits 5 to 7 % larger.
 #include "core/quantize_k.h"
 
 namespace hotset {
@@ -14,12 +15,6 @@ constexpr int kHighAt = 128, kScaleAt = 192, kDAt = 208;  // bytes of the block;
 
 using Block = TurnedBlock<kLength, kLanes>;
 
-// As for Q4_K, but more so: at six bits the small elements lose little.
-void weigh(Block& block) {
-  for (int i = 0; i < kLength; ++i)
-    for (int lane = 0; lane < kLanes; ++lane) block.weight[i][lane] = block.x[i][lane] * block.x[i][lane];
-}
-
 // Per sub-block the scale in x = scale * q, and what it takes off the error of all zeros.
 struct Scales {
   float scale[kLanes]{}, gain[kLanes]{};
@@ -30,10 +25,10 @@ void keep_better(const Block& block, const float* inverse, Scales& best) {
   float qq[kLanes]{}, qx[kLanes]{};
   for (int i = 0; i < kLength; ++i) {
     for (int lane = 0; lane < kLanes; ++lane) {
-      const float x = block.x[i][lane], weight = block.weight[i][lane];
+      const float x = block.x[i][lane];
       const float q = round_within(x * inverse[lane], kLeastQ, kMostQ);
-      qq[lane] += weight * q * q;
-      qx[lane] += weight * q * x;
+      qq[lane] += q * q;
+      qx[lane] += q * x;
     }
   }
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -80,10 +75,10 @@ void refit(const Block& block, Code& code) {
   float aa[kLanes]{}, ax[kLanes]{};
   for (int i = 0; i < kLength; ++i) {
     for (int lane = 0; lane < kLanes; ++lane) {
-      const float x = block.x[i][lane], weight = block.weight[i][lane];
+      const float x = block.x[i][lane];
       const float a = code.scale[lane] * code.q[i][lane];
-      aa[lane] += weight * a * a;
-      ax[lane] += weight * a * x;
+      aa[lane] += a * a;
+      ax[lane] += a * x;
     }
   }
   double sum_aa = 0, sum_ax = 0;
@@ -95,8 +90,7 @@ void refit(const Block& block, Code& code) {
 }
 
 Code encode(const float* x) {
-  Block block(x);
-  weigh(block);
+  const Block block(x);
   const Scales scales = fit_scales(block);
   float most = 0;  // of the scales, with its sign, which becomes -128
   for (int lane = 0; lane < kLanes; ++lane)
@@ -120,8 +114,7 @@ void quantize_q6_k(const float* x, std::byte* out) {
     for (int i = 0; i < kLength; ++i) q[lane * kLength + i] = static_cast<uint8_t>(code.q[i][lane] - kLeastQ);
   for (int half = 0; half < 2; ++half) {
     const uint8_t* from = q + kSuper / 2 * half;
-    for (int i = 0; i < 64; ++i)
-      out[64 * half + i] = static_cast<std::byte>((from[i] & 15) | (from[i + 64] & 15) << 4);
+    for (int i = 0; i < 64; ++i) out[64 * half + i] = static_cast<std::byte>((from[i] & 15) | (from[i + 64] & 15) << 4);
     for (int i = 0; i < 32; ++i)
       out[kHighAt + 32 * half + i] = static_cast<std::byte>(from[i] >> 4 | from[i + 32] >> 4 << 2 |
                                                             from[i + 64] >> 4 << 4 | from[i + 96] >> 4 << 6);

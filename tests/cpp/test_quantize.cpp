@@ -62,8 +62,8 @@ TEST_CASE("quantize: the relative error of gaussian rows is that of the type") {
   // above is where ours would be worse. The others follow from the format: Q8_0 rounds to steps of max/127, max about
   // 2.5 sigma of 32; F16 and BF16 have relative steps of 2^-11 and 2^-8, error / sqrt(12) at most.
   const std::vector<float> x = gaussian(1 << 16, 0.02f, 1);
-  const std::pair<DType, double> limits[] = {{DType::kF32, 0},        {DType::kF16, 2.9e-4},   {DType::kBF16, 2.3e-3},
-                                             {DType::kQ8_0, 6.5e-3},  {DType::kQ4_0, 0.095},   {DType::kQ4_K, 0.07172},
+  const std::pair<DType, double> limits[] = {{DType::kF32, 0},        {DType::kF16, 2.9e-4},  {DType::kBF16, 2.3e-3},
+                                             {DType::kQ8_0, 6.5e-3},  {DType::kQ4_0, 0.095},  {DType::kQ4_K, 0.07172},
                                              {DType::kQ5_K, 0.03629}, {DType::kQ6_K, 0.01787}};
   for (const auto& [type, limit] : limits) {
     CAPTURE(dtype_name(type));
