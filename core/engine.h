@@ -18,6 +18,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "core/model.h"
+#include "core/quantize_model.h"
 #include "core/sampler.h"
 #include "core/tokenizer.h"
 #include "core/unit_counts.h"

@@ -187,12 +187,13 @@ const Args::Option& Args::find(const std::string& name) const {
 }
 
 void Args::take_positional(const std::string& word) {
-  if (positional_.empty() || given(positional_[0].names[0])) {
-    const std::string remedy = "see 'hotset " + command_ + " --help'";
-    throw UsageError(error_text(command_, "unexpected argument", "options only", quoted(word), remedy));
+  for (const Option& option : positional_) {
+    if (!given_.insert(option.names[0]).second) continue;
+    option.set(word);
+    return;
   }
-  given_.insert(positional_[0].names[0]);
-  positional_[0].set(word);
+  const std::string remedy = "see 'hotset " + command_ + " --help'";
+  throw UsageError(error_text(command_, "unexpected argument", "options only", quoted(word), remedy));
 }
 
 bool Args::parse(const std::vector<std::string>& words) {
@@ -222,8 +223,9 @@ bool Args::parse(const std::vector<std::string>& words) {
 
 std::string Args::help() const {
   constexpr size_t kColumn = 34;
-  const std::string argument = positional_.empty() ? "" : " [" + positional_[0].value + "]";
-  std::string out = "usage: hotset " + command_ + argument + " [options]\n\n" + summary_ + "\n\noptions:\n";
+  std::string arguments;
+  for (const Option& option : positional_) arguments += " " + option.value;
+  std::string out = "usage: hotset " + command_ + arguments + " [options]\n\n" + summary_ + "\n\noptions:\n";
   const auto line = [&](std::string left, const std::string& right) {
     left = "  " + left;
     left += left.size() + 2 > kColumn ? "\n" + std::string(kColumn, ' ') : std::string(kColumn - left.size(), ' ');

@@ -57,7 +57,7 @@ class Args {
   void size(const std::string& names, const std::string& help, std::string& target);  // a size or "auto", kept as text
   // `choices` is "a|b|c".
   void choice(const std::string& names, const std::string& choices, const std::string& help, std::string& target);
-  // The one argument without a name.
+  // The next argument without a name; they are taken in the order of declaration.
   void positional(const std::string& value, const std::string& help, std::string& target);
 
   // Reads the words after the command's name. Returns true when help was asked for: show help() and stop.
@@ -83,7 +83,7 @@ class Args {
   std::string command_;
   std::string summary_;
   std::vector<Option> options_;
-  std::vector<Option> positional_;  // none or one
+  std::vector<Option> positional_;
   std::set<std::string> given_;     // every name of each option that was given
 };
 

@@ -92,7 +92,7 @@ int cmd_inspect(const Words& words) {
   Args args("inspect", "Shows metadata, tensors and sizes of a GGUF file, and whether and how it will run.");
   ModelFlags flags;
   bool as_json = false;
-  args.positional("FILE", "same as -m FILE", flags.path);
+  args.positional("[FILE]", "same as -m FILE", flags.path);
   add_vocabulary_flags(args, flags);
   args.flag("--json", "print one JSON object", as_json);
   if (parse_or_help(args, words)) return kExitDone;

@@ -22,6 +22,7 @@ int cmd_tokenize(const Words& words);
 int cmd_detokenize(const Words& words);
 int cmd_logits(const Words& words);
 int cmd_inspect(const Words& words);
+int cmd_quantize(const Words& words);
 int cmd_doctor(const Words& words);
 
 // Parses; when help was asked for it is shown and the command has nothing left to do (true).

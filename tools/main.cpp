@@ -21,10 +21,11 @@ constexpr Command kCommands[] = {
     {"detokenize", cmd_detokenize, "token ids to text"},
     {"logits", cmd_logits, "write the logits of every position to a .npy file"},
     {"inspect", cmd_inspect, "show what a model file holds and whether it will run"},
+    {"quantize", cmd_quantize, "write a model file with other weight types"},
     {"doctor", cmd_doctor, "show what this machine and this build offer"},
 };
 
-constexpr const char* kLater[] = {"plan", "quantize", "kld", "synth"};
+constexpr const char* kLater[] = {"plan", "kld", "synth"};
 constexpr const char* kPython[] = {"chat", "convert", "profile", "report", "train-predictor", "place", "serve"};
 
 std::string usage_text() {

@@ -18,7 +18,7 @@ TIMINGS = re.compile(
     rb"\[ Prompt: [0-9.]+ t/s \| Generation: [0-9.]+ t/s \| (?:[0-9.]+ % of units active \| )?"
     rb"(\d+) \+ (\d+) tokens \| (\w+) \]\n"
 )
-COMMANDS = ["run", "bench", "perplexity", "tokenize", "detokenize", "logits", "inspect", "doctor"]
+COMMANDS = ["run", "bench", "perplexity", "tokenize", "detokenize", "logits", "inspect", "quantize", "doctor"]
 GREEDY = ("--temp", "0")
 
 
@@ -62,7 +62,7 @@ def test_no_command_shows_the_usage_and_fails(hotset):
         (["logits", "--token", "1"], b"did you mean --tokens?"),
         (["chat"], b"pip install hotset"),
         (["serve", "--port", "1"], b"pip install hotset"),
-        (["quantize", "a", "b", "q8_0"], b"not in this version"),
+        (["quantize", "a", "b", "q8_0", "--order", "s.npz"], b"not in this version"),
         (["plan"], b"not in this version"),
         (["bench", "--machine"], b"not in this version"),
         (["bench", "--synth", "x"], b"not in this version"),
