@@ -175,6 +175,41 @@ def test_perplexity_of_a_short_text_is_an_error(hotset, stories, tmp_path):
     assert b"[perplexity] text: expected at least 1024 tokens, got " in result.stderr
 
 
+def test_kld_of_dense_against_dense_is_exactly_zero(hotset, stories, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("Once upon a time there was a little boat. It was blue. " * 30)
+    words = ["kld", "-m", str(stories), "-f", str(path), "-c", "64", "--chunks", "3", "--mode", "dense"]
+    answer = json.loads(hotset(*words, "--json").stdout)
+    assert (answer["mean_kld"], answer["kld_p999"], answer["kld_max"], answer["same_top"]) == (0, 0, 0, 1)
+    assert answer["ppl"] == answer["ppl_base"] > 1 and answer["ppl_ratio"] == 1
+    assert (answer["n_tokens"], answer["mode"], answer["mode_base"]) == (3 * 31, "dense", "dense")
+    perplexity = json.loads(hotset("perplexity", *words[1:], "--json").stdout)
+    assert perplexity["ppl"] == answer["ppl"]
+    text = hotset(*words).stdout
+    assert b"mean KLD   0 +/- 0\n99.9 % KLD 0, largest 0\nsame top   100.0000 %\n" in text
+
+
+def test_kld_sees_another_number_format_of_the_kv_cache(hotset, stories, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("Once upon a time there was a little boat. It was blue. " * 30)
+    words = ["kld", "-m", str(stories), "-f", str(path), "-c", "64", "--mode", "dense", "--kv-type", "f16"]
+    answer = json.loads(hotset(*words, "--base-kv-type", "f32", "--json").stdout)
+    assert (answer["kv_type"], answer["kv_type_base"]) == ("f16", "f32")
+    assert 0 < answer["mean_kld"] < 1e-4 and answer["mean_kld"] < answer["kld_p999"] <= answer["kld_max"]
+    assert answer["same_top"] > 0.9 and answer["ppl_ratio"] == pytest.approx(1, abs=1e-2)
+
+
+def test_kld_refuses_what_it_cannot_run(hotset, stories, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("Too short.")
+    words = ["kld", "-m", str(stories), "-f", str(path)]
+    assert_one_error_line(hotset(*words), 1)
+    path.write_text("Once upon a time " * 200)
+    result = hotset(*words, "-c", "16", "--mode", "predict")
+    assert_one_error_line(result, 1)
+    assert b"[engine] mode" in result.stderr
+
+
 # --- inspect, bench, doctor -----------------------------------------------------------------------------------------
 
 

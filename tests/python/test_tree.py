@@ -20,7 +20,7 @@ LAYERS = [
     ["architecture", "model_config", "weights", "tokenizer", "pre_tokenizer", "sampler",
      "kv_cache", "model"],
     ["planner", "executor", "relayout"],
-    ["engine", "generation", "perplexity", "version"],
+    ["engine", "generation", "kld", "perplexity", "scored_chunks", "version"],
 ]
 # What a layer of core/ may include: L3 knows no devices, so not L2.
 ALLOWED = {0: {0}, 1: {0, 1}, 2: {0, 1, 2}, 3: {0, 1, 3}, 4: {0, 1, 2, 3, 4}, 5: {0, 1, 2, 3, 4, 5}}
