@@ -29,14 +29,20 @@ struct BenchFlags {
   DeviceFlags device;
 };
 
-// What a decode token reads and computes. Here the engine's counters of active units come in when a mode skips units:
-// then the bytes are those of active units only. Dense computes all, and no share is reported for it.
+// What a token of a test computed and read: where units were skipped, the bytes are those of active units only.
 struct Activity {
   double bytes_per_token = 0;
-  std::optional<double> active_share;
+  std::optional<double> active_share;  // nothing where all units were computed without looking
 };
 
-Activity activity_of(const EngineInfo& info) { return {static_cast<double>(info.weight_bytes_per_token), {}}; }
+// Of the steps between two readings of the engine's counters.
+Activity activity_between(const EngineInfo& info, UnitCounts before, UnitCounts after) {
+  Activity out;
+  out.active_share = UnitCounts{after.active - before.active, after.total - before.total}.share();
+  out.bytes_per_token = static_cast<double>(info.weight_bytes_per_token) -
+                        (1 - out.active_share.value_or(1)) * static_cast<double>(info.skippable_bytes_per_token);
+  return out;
+}
 
 // One test on one engine.
 struct Row {
@@ -221,11 +227,13 @@ void measure(Engine& engine, int64_t n_repeat, Row& row) {
   Session session = engine.open_session();
   const std::span<const int32_t> all(tokens);
   run_once(session, one_by_one ? all.first(std::min<size_t>(tokens.size(), 8)) : all, one_by_one);  // warm-up
+  const UnitCounts before = engine.unit_counts();
   for (int64_t i = 0; i < n_repeat; ++i) {
     if (stderr_is_terminal()) write_stderr(cat("\r", row.test(), " ", i + 1, "/", n_repeat, " "));
     row.samples_ts.push_back(per_second(n_tokens, run_once(session, all, one_by_one)));
   }
   if (stderr_is_terminal()) write_stderr("\r\033[K");
+  row.activity = activity_between(row.info, before, engine.unit_counts());
 }
 
 void declare(Args& args, BenchFlags& flags) {
@@ -307,7 +315,6 @@ int cmd_bench(const Words& words) {
         row.n_prompt = n_prompt;
         row.n_gen = n_gen;
         measure(*engine, flags.n_repeat, row);
-        row.activity = activity_of(row.info);
         report.add(row);
       };
       for (const int64_t n_prompt : flags.n_prompt) run_test(n_prompt, 0);

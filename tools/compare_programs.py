@@ -136,7 +136,7 @@ class Hotset(Program):
         self.mode = mode
         self.name = f"hotset {mode}"
         try:
-            self.version = run([*command, "--version"], 60).strip()
+            self.version = run([*command, "--version"], 60).strip().removeprefix("hotset ")
         except Failure as error:
             self.version = str(error)
 

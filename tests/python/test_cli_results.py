@@ -193,6 +193,16 @@ def test_kld_of_dense_against_dense_is_exactly_zero(hotset, stories, tmp_path):
     assert b"mean KLD   0 +/- 0\n99.9 % KLD 0, largest 0\nsame top   100.0000 %\n" in text
 
 
+def test_kld_of_exact_against_dense_is_exactly_zero(hotset, demo_model, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("Once upon a time there was a little boat. It was blue. " * 30)
+    words = ["kld", "-m", str(demo_model), "-f", str(path), "-c", "32", "--chunks", "2", "--mode", "exact", "--json"]
+    for batch in ("1", "512"):  # every step sparse; large ones as the engine likes
+        answer = json.loads(hotset(*words, "-b", batch).stdout)
+        assert (answer["mode"], answer["mode_base"]) == ("exact", "dense")
+        assert (answer["mean_kld"], answer["kld_max"], answer["same_top"], answer["ppl_ratio"]) == (0, 0, 1, 1)
+
+
 def test_kld_sees_another_number_format_of_the_kv_cache(hotset, stories, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("Once upon a time there was a little boat. It was blue. " * 30)
@@ -275,6 +285,18 @@ def test_bench_knows_the_share_of_the_measured_bandwidth(hotset, demo_model, tmp
         result = hotset(*words, "-o", "json", env=env)
         assert result.returncode == 0 and note in result.stderr
         assert json.loads(result.stdout)[1]["bandwidth_share"] is None
+
+
+def test_bench_counts_the_bytes_of_active_units_only(hotset, demo_model):
+    words = ["bench", "-m", str(demo_model), "-p", "0", "-n", "8", "-r", "1", "-t", "1", "-o", "json", "--mode"]
+    dense, exact = (json.loads(hotset(*words, mode).stdout)[0] for mode in ("dense", "exact"))
+    assert (dense["mode"], dense["active_share"], exact["mode"]) == ("dense", None, "exact")
+    assert 0 < exact["active_share"] < 1
+    # Of the FFN's three matrices up and down are read for active units: what is saved is linear in the share.
+    tensors = json.loads(hotset("inspect", "-m", str(demo_model), "--json").stdout)["tensors"]
+    skippable = sum(t["n_bytes"] for t in tensors if re.search(r"ffn_(up|down|down_t)\.", t["name"]))
+    saved = dense["bytes_per_token"] - exact["bytes_per_token"]
+    assert saved == pytest.approx((1 - exact["active_share"]) * skippable)
 
 
 def test_bench_machine_writes_what_bench_reads(hotset, demo_model, tmp_path):

@@ -105,7 +105,7 @@ def test_table_ratios_and_interleaving(bench):
         "a.gguf", "tg8", "2", "16.0 [16.0-16.0]", "20.0 [10.0-30.0]", "1.25", "3.0", "", "50.0",
         "40.0 [20.0-60.0]", "2.50", "1.5", "10.0", "50.0"]  # fmt: skip
     assert prefill[:6] == ["a.gguf", "pp16", "2", "50.0 [50.0-50.0]", "100.0 [100.0-100.0]", "2.00"]
-    for part in ("Fake CPU, 2 cores", "hotset hotset 9.9.9 (fake)", "llama.cpp build 7 (abc)", "3 interleaved rounds"):
+    for part in ("Fake CPU, 2 cores", "hotset 9.9.9 (fake)", "llama.cpp build 7 (abc)", "3 interleaved rounds"):
         assert part in text
     assert f"{bench.folder}/" not in text and "--llama-cpp" in text
     log = (bench.folder / "log.txt").read_text().splitlines()
