@@ -207,4 +207,25 @@ PerplexityResult perplexity(Engine& engine, std::span<const int32_t> tokens, int
 // Natural log of softmax(logits)[id], computed in double.
 double log_softmax_at(std::span<const float> logits, int32_t id);
 
+// Sum over tokens of p * log(p / q), p = softmax(base), q = softmax(other), in nats and double; exactly 0 when the
+// logits are equal bit for bit. Throws std::invalid_argument for rows of different length, Error for NaN.
+double kl_divergence(std::span<const float> base, std::span<const float> other);
+
+// How far an engine's predictions are from those of `base`, the same weights computed in another way.
+struct KldResult {
+  double mean_kld = 0;
+  double kld_error = 0;  // standard error of the mean
+  double kld_p999 = 0;   // 99.9 % of the positions lie below; set when all chunks are done, as kld_max
+  double kld_max = 0;
+  double same_top = 0;  // share of positions at which both put the same token first
+  PerplexityResult base, other;
+  int64_t n_scored = 0;
+};
+
+// Feeds the same chunks, as perplexity cuts them, to both engines, which may be one. Throws what perplexity throws,
+// std::invalid_argument also for engines of different Models, and Error for logits that are NaN.
+KldResult kl_divergence(Engine& base, Engine& other, std::span<const int32_t> tokens, int64_t n_ctx,
+                        const std::function<void(int64_t, int64_t, const KldResult&)>& progress,
+                        const StopCheck& stop = {});
+
 }  // namespace hotset

@@ -15,6 +15,8 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/kernels_fill.h"
+#include "cpu/read_rates.h"
 
 namespace {
 
@@ -74,33 +76,6 @@ void fill_rows(std::byte* data, const Type& type) {
     for (int i = 0; i < type.n_scales; ++i) std::memcpy(data + at + type.scales_at + 2 * i, &scale, 2);
 }
 
-uint64_t plain_read(const std::byte* data, size_t bytes) {
-  uint64_t sum[8] = {};
-  for (size_t at = 0; at + 64 <= bytes; at += 64) {
-    uint64_t line[8];
-    std::memcpy(line, data + at, 64);
-    __builtin_prefetch(data + at + 4096);
-    for (int i = 0; i < 8; ++i) sum[i] += line[i];
-  }
-  return sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7];
-}
-
-// The same for listed rows, the row `ahead` places later prefetched meanwhile.
-uint64_t plain_gather(const WeightRows& w, const int32_t* rows, int64_t n_rows, int64_t ahead) {
-  uint64_t sum = 0;
-  for (int64_t r = 0; r < n_rows; ++r) {
-    const std::byte* row = w.data + static_cast<size_t>(rows[r]) * w.stride;
-    const std::byte* coming = w.data + static_cast<size_t>(rows[std::min(r + ahead, n_rows - 1)]) * w.stride;
-    for (size_t at = 0; at + 64 <= w.stride; at += 64) {
-      uint64_t line[8];
-      std::memcpy(line, row + at, 64);
-      __builtin_prefetch(coming + at);
-      for (uint64_t word : line) sum += word;
-    }
-  }
-  return sum;
-}
-
 // Activations with their storage.
 struct Activations {
   Activations(const Kernels& kernels, int64_t count)
@@ -135,7 +110,7 @@ void bench_rows(const Kernels& kernels, WeightType type, const WeightRows& w, co
     };
     const double read = rate(n_rows, [&](int64_t begin, int64_t end) {
       const size_t at = static_cast<size_t>(begin) * w.stride;
-      keep(begin, plain_read(w.data + at, static_cast<size_t>(end) * w.stride - at));
+      keep(begin, read_dense(w.data + at, static_cast<size_t>(end) * w.stride - at, {2, 4096}));
     });
     const double dense = rate(n_rows, [&](int64_t begin, int64_t end) {
       kernels.dot_rows[type](w, nullptr, begin, end - begin, act, &out[static_cast<size_t>(begin)]);
@@ -143,7 +118,7 @@ void bench_rows(const Kernels& kernels, WeightType type, const WeightRows& w, co
     double gather = 0.0;
     for (int64_t ahead : {1, 2, 4, 8})
       gather = std::max(gather, rate(n_list, [&](int64_t begin, int64_t end) {
-                          keep(begin, plain_gather(w, &list[static_cast<size_t>(begin)], end - begin, ahead));
+                          keep(begin, read_rows({w.data, w.stride, &list[static_cast<size_t>(begin)], end - begin, {2, ahead}}));
                         }));
     const double gathered = rate(n_list, [&](int64_t begin, int64_t end) {
       const size_t at = static_cast<size_t>(begin);

@@ -7,9 +7,12 @@
 
 #include "tools/common.h"
 #include "tools/json.h"
+#include "tools/machine.h"
 
 namespace hotset::cli {
 namespace {
+
+constexpr const char* kFormats = "md|csv|json|jsonl";
 
 struct BenchFlags {
   std::vector<int64_t> n_prompt{512};
@@ -20,15 +23,33 @@ struct BenchFlags {
   std::string output = "md";
   bool as_json = false;
   bool machine = false;
+  int64_t machine_seconds = 40;
   std::string synth;
   ModelFlags model;
   DeviceFlags device;
 };
 
+// What a token of a test computed and read: where units were skipped, the bytes are those of active units only.
+struct Activity {
+  double bytes_per_token = 0;
+  std::optional<double> active_share;  // nothing where all units were computed without looking
+};
+
+// Of the steps between two readings of the engine's counters.
+Activity activity_between(const EngineInfo& info, UnitCounts before, UnitCounts after) {
+  Activity out;
+  out.active_share = UnitCounts{after.active - before.active, after.total - before.total}.share();
+  out.bytes_per_token = static_cast<double>(info.weight_bytes_per_token) -
+                        (1 - out.active_share.value_or(1)) * static_cast<double>(info.skippable_bytes_per_token);
+  return out;
+}
+
 // One test on one engine.
 struct Row {
   const Model* model = nullptr;
   EngineInfo info;
+  double machine_gbps = 0;  // measured read bandwidth with as many threads; 0 = unknown
+  Activity activity;
   int64_t n_batch = 0;
   int64_t n_prompt = 0;  // one of the two is 0
   int64_t n_gen = 0;
@@ -49,7 +70,11 @@ struct Row {
   // Only decode reads the weights once a token; a prompt's tokens share them.
   std::optional<double> gbps() const {
     if (n_gen == 0) return std::nullopt;
-    return static_cast<double>(info.weight_bytes_per_token) * mean() / 1e9;
+    return activity.bytes_per_token * mean() / 1e9;
+  }
+  std::optional<double> bandwidth_share() const {
+    if (n_gen == 0 || machine_gbps == 0) return std::nullopt;
+    return *gbps() / machine_gbps;
   }
   uint64_t ram_bytes() const {
     return info.weight_bytes + info.buffer_bytes +
@@ -67,7 +92,7 @@ struct Field {
 std::vector<Field> row_fields(const Row& row) {
   JsonWriter samples;
   samples.value(row.samples_ts);
-  const auto gbps = row.gbps();
+  const auto number = [](std::optional<double> value) { return value ? json_number(*value) : "null"; };
   return {{"model", row.model->path(), true},
           {"model_size", cat(row.model->size_bytes())},
           {"model_n_params", cat(row.model->n_params())},
@@ -86,10 +111,12 @@ std::vector<Field> row_fields(const Row& row) {
           {"avg_ts", json_number(row.mean())},
           {"stddev_ts", json_number(row.deviation())},
           {"samples_ts", samples.text()},
-          {"gbps", gbps ? json_number(*gbps) : "null"},
+          {"gbps", number(row.gbps())},
+          {"bytes_per_token", row.n_gen > 0 ? json_number(row.activity.bytes_per_token) : "null"},
+          {"bandwidth_share", number(row.bandwidth_share())},
           {"vram_bytes", row.info.device == "cpu" ? "0" : "null"},
           {"ram_bytes", cat(row.ram_bytes())},
-          {"active_share", "null"},
+          {"active_share", number(row.activity.active_share)},
           {"gpu_active_share", "null"},
           {"version", version(), true},
           {"build_commit", build_commit(), true}};
@@ -124,7 +151,7 @@ std::string csv_line(const Row& row, bool is_header) {
 std::string table_line(const Row& row, bool shows_batch) {
   const double n_params = static_cast<double>(row.model->n_params());
   const std::string params = n_params < 1e9 ? text_of("%.2f M", n_params / 1e6) : text_of("%.2f B", n_params / 1e9);
-  const auto gbps = row.gbps();
+  const auto gbps = row.gbps(), share = row.bandwidth_share();
   std::string backend = row.info.device;
   for (char& c : backend) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
   std::string out = text_of("| %-30s | %10s | %10s | %-10s | %7d | ", row.model->type_text().substr(0, 100).c_str(),
@@ -132,16 +159,17 @@ std::string table_line(const Row& row, bool shows_batch) {
                             row.info.n_threads);
   if (shows_batch) out += text_of("%7lld | ", static_cast<long long>(row.n_batch));
   out += text_of("%15s | %20s | ", row.test().c_str(), text_of("%.2f ± %.2f", row.mean(), row.deviation()).c_str());
-  return out + text_of("%7s |\n", gbps ? text_of("%.2f", *gbps).c_str() : "");
+  return out + text_of("%7s | %5s |\n", gbps ? text_of("%.2f", *gbps).c_str() : "",
+                       share ? text_of("%.1f", 100 * *share).c_str() : "");
 }
 
 std::string table_head(bool shows_batch) {
   const std::string batch_name = shows_batch ? "n_batch | " : "";
   const std::string batch_rule = shows_batch ? "------: | " : "";
-  return text_of("| %-30s | %10s | %10s | %-10s | %7s | %s%15s | %19s | %7s |\n", "model", "size", "params", "backend",
-                 "threads", batch_name.c_str(), "test", "t/s", "GB/s") +
+  return text_of("| %-30s | %10s | %10s | %-10s | %7s | %s%15s | %19s | %7s | %5s |\n", "model", "size", "params",
+                 "backend", "threads", batch_name.c_str(), "test", "t/s", "GB/s", "bw %") +
          "| ------------------------------ | ---------: | ---------: | ---------- | ------: | " + batch_rule +
-         "--------------: | ------------------: | ------: |\n";
+         "--------------: | ------------------: | ------: | ----: |\n";
 }
 
 // Prints rows as they come, in the format that was asked for.
@@ -199,11 +227,13 @@ void measure(Engine& engine, int64_t n_repeat, Row& row) {
   Session session = engine.open_session();
   const std::span<const int32_t> all(tokens);
   run_once(session, one_by_one ? all.first(std::min<size_t>(tokens.size(), 8)) : all, one_by_one);  // warm-up
+  const UnitCounts before = engine.unit_counts();
   for (int64_t i = 0; i < n_repeat; ++i) {
     if (stderr_is_terminal()) write_stderr(cat("\r", row.test(), " ", i + 1, "/", n_repeat, " "));
     row.samples_ts.push_back(per_second(n_tokens, run_once(session, all, one_by_one)));
   }
   if (stderr_is_terminal()) write_stderr("\r\033[K");
+  row.activity = activity_between(row.info, before, engine.unit_counts());
 }
 
 void declare(Args& args, BenchFlags& flags) {
@@ -213,20 +243,41 @@ void declare(Args& args, BenchFlags& flags) {
   args.integer("-r,--repetitions", "timed runs of each test (5)", flags.n_repeat, {1, 100000});
   args.int_list("-t,--threads", "CPU threads; 0 = one per core", flags.n_threads, kThreadRange);
   args.int_list("-b,--batch-size", "prompt tokens computed at once (512)", flags.n_batch, kBatchRange);
-  args.choice("-o,--output", "md|csv|json|jsonl", "how to print", flags.output);
-  args.flag("--json", "same as -o json", flags.as_json);
+  args.text("-o,--output", kFormats, "how to print; with --machine the FILE to write", flags.output);
+  args.flag("--json", "same as -o json; with --machine print what is written", flags.as_json);
   add_model_flags(args, flags.model);
   add_device_flags(args, flags.device);
-  args.flag("--machine", "measure the rates that placement needs (not in this version)", flags.machine);
+  args.flag("--machine", "measure this machine's read rates into machine.json, no model", flags.machine);
+  args.integer("--seconds", "time to spend on --machine (40)", flags.machine_seconds, {1, 3600});
   args.text("--synth", "RECIPE", "bench a model made in memory (not in this version)", flags.synth);
 }
 
-void refuse_later_flags(const Args& args) {
-  for (const char* name : {"--machine", "--synth"}) {
-    if (!args.given(name)) continue;
-    throw UsageError(error_text("bench", "option is not in this version", "one of 'hotset bench --help'", name,
+void check_flags(const Args& args, const BenchFlags& flags) {
+  if (args.given("--synth")) {
+    throw UsageError(error_text("bench", "option is not in this version", "one of 'hotset bench --help'", "--synth",
                                 "use a newer version when there is one"));
   }
+  const bool is_format = cat("|", kFormats, "|").find("|" + flags.output + "|") != std::string::npos;
+  if (args.given("-o") && is_format == flags.machine) {
+    throw UsageError(error_text("bench", "bad value of -o,--output", flags.machine ? "a file's name" : kFormats,
+                                quoted(flags.output),
+                                flags.machine ? "use --json to print JSON" : "correct the value"));
+  }
+  for (const char* name : {"-m", "-p", "-n", "-r", "-b"}) {
+    if (!flags.machine || !args.given(name)) continue;
+    throw UsageError(error_text("bench", "contradicting flags", "--machine with -t, -o, --seconds and --json only",
+                                name, "drop one of them"));
+  }
+}
+
+// What the flags ask of `bench --machine`.
+MachineBenchFlags machine_flags(const Args& args, const BenchFlags& flags) {
+  MachineBenchFlags out;
+  if (args.given("-t")) out.n_threads = flags.n_threads;
+  if (args.given("-o")) out.path = flags.output;
+  out.seconds = flags.machine_seconds;
+  out.as_json = flags.as_json;
+  return out;
 }
 
 }  // namespace
@@ -236,12 +287,16 @@ int cmd_bench(const Words& words) {
   BenchFlags flags;
   declare(args, flags);
   if (parse_or_help(args, words)) return kExitDone;
-  refuse_later_flags(args);
+  check_flags(args, flags);
+  if (flags.machine) return bench_machine(machine_flags(args, flags));
 
   const auto model = open_model(flags.model);
   const auto longest = [](const std::vector<int64_t>& list) { return *std::max_element(list.begin(), list.end()); };
   ComputeFlags compute;
   compute.n_ctx = std::max<int64_t>({longest(flags.n_prompt), longest(flags.n_gen), 1});
+  std::string note;
+  const auto rates = known_machine_rates(note);
+  if (!note.empty()) write_note("note: " + note);
   Report report(flags.as_json ? "json" : flags.output, flags.n_batch.size() > 1);
   bool is_first = true;
   for (const int64_t n_threads : flags.n_threads) {
@@ -252,7 +307,13 @@ int cmd_bench(const Words& words) {
       if (std::exchange(is_first, false)) check_device_flags(flags.device, engine->info());
       const auto run_test = [&](int64_t n_prompt, int64_t n_gen) {
         if (n_prompt + n_gen == 0) return;
-        Row row{model.get(), engine->info(), n_batch, n_prompt, n_gen, {}};
+        Row row;
+        row.model = model.get();
+        row.info = engine->info();
+        row.machine_gbps = rates ? rates->dense_gbps(row.info.n_threads) : 0;
+        row.n_batch = n_batch;
+        row.n_prompt = n_prompt;
+        row.n_gen = n_gen;
         measure(*engine, flags.n_repeat, row);
         report.add(row);
       };

@@ -18,6 +18,7 @@ using Words = std::vector<std::string>;
 int cmd_run(const Words& words);
 int cmd_bench(const Words& words);
 int cmd_perplexity(const Words& words);
+int cmd_kld(const Words& words);
 int cmd_tokenize(const Words& words);
 int cmd_detokenize(const Words& words);
 int cmd_logits(const Words& words);

@@ -3,19 +3,21 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
 #include <cstdlib>
 #include <fstream>
-#include <memory>
-#include <new>
+#include <map>
 #include <set>
 #include <sstream>
 #include <thread>
 #include <utility>
 
+#include "core/error.h"
+#include "cpu/read_rates.h"
+
 namespace hotset::cli {
 namespace {
+
+constexpr uint64_t kSmallestBuffer = uint64_t{16} << 20;
 
 constexpr const char* kFeatures[] = {"sse4_2",      "avx",         "avx2",     "fma",      "f16c",     "avx_vnni",
                                      "avx512f",     "avx512bw",    "avx512vl", "amx_tile", "amx_int8", "amx_bf16",
@@ -77,23 +79,37 @@ void read_memory(Machine& machine) {
   machine.free_bytes = std::min(machine.free_bytes, limit - std::min(used, limit));
 }
 
-// Eight independent sums keep enough loads in flight; the result is used so that nothing is optimised away.
-uint64_t sum_words(const uint64_t* words, size_t n) {
-  uint64_t sums[8] = {};
-  for (size_t i = 0; i + 8 <= n; i += 8) {
-    for (size_t j = 0; j < 8; ++j) sums[j] += words[i + j];
-  }
-  uint64_t sum = 0;
-  for (const uint64_t part : sums) sum += part;
-  return sum;
+// "32768K", "32M" as bytes; 0 when it is neither.
+uint64_t cache_size(const std::string& text) {
+  char unit = ' ';
+  uint64_t value = 0;
+  std::istringstream(text) >> value >> unit;
+  return unit == 'K' ? value << 10 : unit == 'M' ? value << 20 : 0;
 }
 
-// Runs `work(thread)` on n threads and waits for all.
-template <class Work>
-void on_threads(int n, const Work& work) {
-  std::vector<std::thread> threads;
-  for (int i = 0; i < n; ++i) threads.emplace_back(work, static_cast<size_t>(i));
-  for (std::thread& thread : threads) thread.join();
+// Sizes of the caches of the highest level there is, each counted once however many processors share it.
+void read_caches(Machine& machine) {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  int top_level = 0;
+  std::map<std::string, uint64_t> caches;  // by the list of processors that share it
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &allowed)) continue;
+    for (int index = 0; index < 8; ++index) {
+      const std::string folder = cat("/sys/devices/system/cpu/cpu", cpu, "/cache/index", index, "/");
+      int level = 0;
+      std::string size, shared;
+      if (!(std::ifstream(folder + "level") >> level)) break;
+      std::ifstream(folder + "size") >> size;
+      std::ifstream(folder + "shared_cpu_list") >> shared;
+      if (level < top_level) continue;
+      if (level > top_level) caches.clear();
+      top_level = level;
+      caches[shared] = cache_size(size);
+    }
+  }
+  for (const auto& [shared, n_bytes] : caches) machine.cache_bytes += n_bytes;
 }
 
 }  // namespace
@@ -102,30 +118,51 @@ Machine probe_machine() {
   Machine machine;
   read_cpuinfo(machine);
   read_memory(machine);
+  read_caches(machine);
+  std::string choices;
+  std::getline(std::ifstream("/sys/kernel/mm/transparent_hugepage/enabled") >> std::ws, choices);
+  machine.has_huge_pages = !choices.empty() && choices.find("[never]") == std::string::npos;
   return machine;
 }
 
 double measure_read_gbps(int n_threads, uint64_t free_bytes) {
-  using Clock = std::chrono::steady_clock;
   n_threads = std::max(n_threads, 1);
-  const size_t n_each = std::min<uint64_t>(free_bytes / 4, uint64_t{512} << 20) / sizeof(uint64_t) /
-                        static_cast<size_t>(n_threads) / 8 * 8;
-  if (n_each == 0) return 0;
-  const size_t n_words = n_each * static_cast<size_t>(n_threads);
-  const std::unique_ptr<uint64_t[]> words(new (std::nothrow) uint64_t[n_words]);
-  if (words == nullptr) return 0;
-  // Each thread writes its own part first, so that the pages exist and lie near it.
-  on_threads(n_threads, [&](size_t i) { std::fill_n(words.get() + i * n_each, n_each, i); });
-  std::atomic<uint64_t> sink{0};
-  double best_gbps = 0;
-  const auto end = Clock::now() + std::chrono::milliseconds(500);
-  do {
-    const auto start = Clock::now();
-    on_threads(n_threads, [&](size_t i) { sink += sum_words(words.get() + i * n_each, n_each); });
-    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    best_gbps = std::max(best_gbps, static_cast<double>(n_words * sizeof(uint64_t)) / seconds / 1e9);
-  } while (Clock::now() < end);
-  return best_gbps;
+  const uint64_t n_bytes = std::min<uint64_t>(free_bytes / 4, uint64_t{512} << 20);
+  if (n_bytes < kSmallestBuffer) return 0;
+  try {
+    cpu::ReadMeter meter(n_bytes, /*huge_pages=*/false, n_threads);
+    cpu::ReadSeries series = cpu::ReadSeries::dense(n_threads);
+    meter.visit(series, 0.5);
+    return series.rate().gbps;
+  } catch (const std::exception&) {
+    return 0;
+  }
+}
+
+std::string machine_rates_path() {
+  const auto folder = [](const char* name) -> std::string {
+    const char* value = std::getenv(name);
+    return value != nullptr && value[0] == '/' ? value : "";  // the specification has relative ones ignored
+  };
+  const std::string cache = folder("XDG_CACHE_HOME"), home = folder("HOME");
+  if (cache.empty() && home.empty()) return "";
+  return (cache.empty() ? home + "/.cache" : cache) + "/hotset/machine.json";
+}
+
+std::optional<MachineRates> known_machine_rates(std::string& note) {
+  note.clear();
+  const std::string path = machine_rates_path();
+  if (path.empty() || !std::ifstream(path)) return std::nullopt;
+  try {
+    MachineRates rates = load_machine_rates(path);
+    const Machine machine = probe_machine();
+    if (rates.cpu == machine.cpu && rates.n_cores == machine.n_physical) return rates;
+    note = cat("machine rates of other hardware are left out (", rates.cpu, ", ", rates.n_cores,
+               " cores): run 'hotset bench --machine' here");
+  } catch (const Error& error) {
+    note = error.what();
+  }
+  return std::nullopt;
 }
 
 }  // namespace hotset::cli

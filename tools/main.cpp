@@ -17,6 +17,7 @@ constexpr Command kCommands[] = {
     {"run", cmd_run, "complete a prompt"},
     {"bench", cmd_bench, "measure tokens per second"},
     {"perplexity", cmd_perplexity, "measure how well a model predicts a text"},
+    {"kld", cmd_kld, "compare a mode's predictions with dense ones"},
     {"tokenize", cmd_tokenize, "text to token ids"},
     {"detokenize", cmd_detokenize, "token ids to text"},
     {"logits", cmd_logits, "write the logits of every position to a .npy file"},
@@ -25,7 +26,7 @@ constexpr Command kCommands[] = {
     {"doctor", cmd_doctor, "show what this machine and this build offer"},
 };
 
-constexpr const char* kLater[] = {"plan", "kld", "synth"};
+constexpr const char* kLater[] = {"plan", "synth"};
 constexpr const char* kPython[] = {"chat", "convert", "profile", "report", "train-predictor", "place", "serve"};
 
 std::string usage_text() {

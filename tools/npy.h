@@ -5,10 +5,11 @@
 #include <span>
 #include <string>
 
+#include "tools/output_file.h"
+
 namespace hotset::cli {
 
-// Rows go to a temporary file beside `path`, which finish() renames: a reader sees the whole matrix or nothing.
-// `-` writes to stdout; an existing `path` that is no regular file (a device, a pipe) is written directly.
+// `path` as OutputFile takes it: a reader sees the whole matrix or nothing.
 class NpyWriter {
  public:
   // Throws Error when the file cannot be made.
@@ -21,21 +22,7 @@ class NpyWriter {
   void finish();
 
  private:
-  void write_bytes(const void* data, size_t n_bytes);
-
-  // Closes the descriptor and removes the temporary file, unless finish() came first.
-  struct Target {
-    explicit Target(const std::string& wanted);
-    ~Target();
-    Target(const Target&) = delete;
-    Target& operator=(const Target&) = delete;
-
-    std::string path;
-    std::string temporary;  // "" = written directly
-    int fd = -1;            // -1 = stdout
-  };
-
-  Target target_;
+  OutputFile file_;
   int64_t n_missing_;  // values still to come
 };
 

@@ -18,7 +18,7 @@ TIMINGS = re.compile(
     rb"\[ Prompt: [0-9.]+ t/s \| Generation: [0-9.]+ t/s \| (?:[0-9.]+ % of units active \| )?"
     rb"(\d+) \+ (\d+) tokens \| (\w+) \]\n"
 )
-COMMANDS = ["run", "bench", "perplexity", "tokenize", "detokenize", "logits", "inspect", "quantize", "doctor"]
+COMMANDS = ["run", "bench", "perplexity", "kld", "tokenize", "detokenize", "logits", "inspect", "quantize", "doctor"]
 GREEDY = ("--temp", "0")
 
 
@@ -64,7 +64,9 @@ def test_no_command_shows_the_usage_and_fails(hotset):
         (["serve", "--port", "1"], b"pip install hotset"),
         (["quantize", "a", "b", "q8_0", "--order", "s.npz"], b"not in this version"),
         (["plan"], b"not in this version"),
-        (["bench", "--machine"], b"not in this version"),
+        (["bench", "--machine", "-p", "1"], b"contradicting flags"),
+        (["bench", "--machine", "-o", "json"], b"use --json"),
+        (["bench", "--machine", "--seconds", "0"], b"bad value of --seconds"),
         (["bench", "--synth", "x"], b"not in this version"),
         (["run", "-p", "x", "-hf", "owner/repo"], b"pip install hotset"),
         (["run", "-p", "x", "-m", "hf:owner/repo"], b"pip install hotset"),
@@ -95,6 +97,9 @@ def test_no_command_shows_the_usage_and_fails(hotset):
         (["bench", "-o", "sql"], b"md|csv|json|jsonl"),
         (["perplexity"], b"no text"),
         (["perplexity", "-f", "x", "-c", "2"], b"bad value of -c,--ctx-size: expected an integer from 3 to"),
+        (["kld"], b"[kld] no text"),
+        (["kld", "-f", "x", "--chunks", "1"], b"bad value of --chunks"),
+        (["kld", "-f", "x", "--base-kv-type", "f64"], b"auto|f16|f32|q8_0"),
         (["logits", "--tokens", "1"], b"no -o"),
         (["logits", "-o", "x.npy"], b"no --tokens"),
         (["logits", "--tokens", "1,x", "-o", "x.npy"], b"bad value of --tokens"),

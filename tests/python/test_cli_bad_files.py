@@ -13,13 +13,13 @@ from conftest import assert_one_error_line
 
 
 @pytest.mark.parametrize(
-    "command", [["run", "-p", "x"], ["inspect"], ["tokenize"], ["bench"], ["logits"], ["perplexity"]]
+    "command", [["run", "-p", "x"], ["inspect"], ["tokenize"], ["bench"], ["logits"], ["perplexity"], ["kld"]]
 )
 def test_missing_empty_and_wrong_files(hotset, tmp_path, command):
     if command == ["logits"]:
         command = ["logits", "--tokens", "1", "-o", str(tmp_path / "x.npy")]
-    if command == ["perplexity"]:
-        command = ["perplexity", "-f", __file__]
+    if command in (["perplexity"], ["kld"]):
+        command = [*command, "-f", __file__]
     (tmp_path / "empty.gguf").write_bytes(b"")
     (tmp_path / "text.gguf").write_bytes(b"hello, this is no model\n" * 10)
     for name in ("absent.gguf", "empty.gguf", "text.gguf", ".", "line\nbreak.gguf"):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
+import os
 import random
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -175,6 +179,51 @@ def test_perplexity_of_a_short_text_is_an_error(hotset, stories, tmp_path):
     assert b"[perplexity] text: expected at least 1024 tokens, got " in result.stderr
 
 
+def test_kld_of_dense_against_dense_is_exactly_zero(hotset, stories, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("Once upon a time there was a little boat. It was blue. " * 30)
+    words = ["kld", "-m", str(stories), "-f", str(path), "-c", "64", "--chunks", "3", "--mode", "dense"]
+    answer = json.loads(hotset(*words, "--json").stdout)
+    assert (answer["mean_kld"], answer["kld_p999"], answer["kld_max"], answer["same_top"]) == (0, 0, 0, 1)
+    assert answer["ppl"] == answer["ppl_base"] > 1 and answer["ppl_ratio"] == 1
+    assert (answer["n_tokens"], answer["mode"], answer["mode_base"]) == (3 * 31, "dense", "dense")
+    perplexity = json.loads(hotset("perplexity", *words[1:], "--json").stdout)
+    assert perplexity["ppl"] == answer["ppl"]
+    text = hotset(*words).stdout
+    assert b"mean KLD   0 +/- 0\n99.9 % KLD 0, largest 0\nsame top   100.0000 %\n" in text
+
+
+def test_kld_of_exact_against_dense_is_exactly_zero(hotset, demo_model, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("Once upon a time there was a little boat. It was blue. " * 30)
+    words = ["kld", "-m", str(demo_model), "-f", str(path), "-c", "32", "--chunks", "2", "--mode", "exact", "--json"]
+    for batch in ("1", "512"):  # every step sparse; large ones as the engine likes
+        answer = json.loads(hotset(*words, "-b", batch).stdout)
+        assert (answer["mode"], answer["mode_base"]) == ("exact", "dense")
+        assert (answer["mean_kld"], answer["kld_max"], answer["same_top"], answer["ppl_ratio"]) == (0, 0, 1, 1)
+
+
+def test_kld_sees_another_number_format_of_the_kv_cache(hotset, stories, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("Once upon a time there was a little boat. It was blue. " * 30)
+    words = ["kld", "-m", str(stories), "-f", str(path), "-c", "64", "--mode", "dense", "--kv-type", "f16"]
+    answer = json.loads(hotset(*words, "--base-kv-type", "f32", "--json").stdout)
+    assert (answer["kv_type"], answer["kv_type_base"]) == ("f16", "f32")
+    assert 0 < answer["mean_kld"] < 1e-4 and answer["mean_kld"] < answer["kld_p999"] <= answer["kld_max"]
+    assert answer["same_top"] > 0.9 and answer["ppl_ratio"] == pytest.approx(1, abs=1e-2)
+
+
+def test_kld_refuses_what_it_cannot_run(hotset, stories, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("Too short.")
+    words = ["kld", "-m", str(stories), "-f", str(path)]
+    assert_one_error_line(hotset(*words), 1)
+    path.write_text("Once upon a time " * 200)
+    result = hotset(*words, "-c", "16", "--mode", "predict")
+    assert_one_error_line(result, 1)
+    assert b"[engine] mode" in result.stderr
+
+
 # --- inspect, bench, doctor -----------------------------------------------------------------------------------------
 
 
@@ -195,9 +244,80 @@ def test_inspect_tells_what_runs(hotset, demo_model, shared):
 
 BENCH_KEYS = {
     "model", "model_size", "model_n_params", "arch", "type", "mode", "device", "gpu", "n_threads", "isa", "n_prompt",
-    "n_gen", "avg_ts", "stddev_ts", "samples_ts", "gbps", "vram_bytes", "ram_bytes", "active_share",
+    "n_gen", "avg_ts", "stddev_ts", "samples_ts", "gbps", "bytes_per_token", "bandwidth_share", "vram_bytes", "ram_bytes", "active_share",
     "gpu_active_share", "build_commit",
 }  # fmt: skip
+
+
+def machine_rates(**changes) -> dict:
+    """A machine.json as `bench --machine` would write it here."""
+    doctor_cpu, cores = this_hardware()
+    read = {"pages": "normal", "n_threads": 1, "dense_gbps": 1000.0, "dense_streams": 1, "gathered": []}
+    hardware = {"cpu": doctor_cpu, "n_cores": cores, "memory_bytes": 1, "cache_bytes": 1}
+    return {"format": "hotset-machine", "version": 1, "hardware": hardware, "buffer_bytes": 1, "read": [read],
+            "gpu": None, "gpu_reason": "none", **changes}  # fmt: skip
+
+
+@functools.cache
+def this_hardware() -> tuple[str | None, int]:
+    words = [os.environ.get("HOTSET_BIN") or shutil.which("hotset"), "doctor", "--json"]
+    answer = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
+    return answer["cpu"], answer["n_cores"]
+
+
+def test_bench_knows_the_share_of_the_measured_bandwidth(hotset, demo_model, tmp_path):
+    words = ["bench", "-m", str(demo_model), "-p", "4", "-n", "4", "-r", "2", "-t", "1"]
+    path = tmp_path / "hotset" / "machine.json"
+    path.parent.mkdir()
+    env = {"XDG_CACHE_HOME": str(tmp_path)}
+    path.write_text(json.dumps(machine_rates()))
+    result = hotset(*words, "-o", "json", env=env)
+    assert (result.returncode, result.stderr) == (0, b"")
+    prompt, decode = json.loads(result.stdout)
+    assert prompt["bandwidth_share"] is prompt["bytes_per_token"] is None
+    assert decode["gbps"] == pytest.approx(decode["bytes_per_token"] * decode["avg_ts"] / 1e9)
+    assert decode["bandwidth_share"] == pytest.approx(decode["gbps"] / 1000)
+    table = hotset(*words, env=env).stdout.decode().splitlines()
+    assert float(table[3].split("|")[9]) < 100 and table[2].split("|")[9].strip() == ""
+    hardware = {"cpu": "another", "n_cores": 3, "memory_bytes": 1, "cache_bytes": 1}
+    for text, note in (("{", b"bad JSON"), (json.dumps(machine_rates(hardware=hardware)), b"other hardware")):
+        path.write_text(text)
+        result = hotset(*words, "-o", "json", env=env)
+        assert result.returncode == 0 and note in result.stderr
+        assert json.loads(result.stdout)[1]["bandwidth_share"] is None
+
+
+def test_bench_counts_the_bytes_of_active_units_only(hotset, demo_model):
+    words = ["bench", "-m", str(demo_model), "-p", "0", "-n", "8", "-r", "1", "-t", "1", "-o", "json", "--mode"]
+    dense, exact = (json.loads(hotset(*words, mode).stdout)[0] for mode in ("dense", "exact"))
+    assert (dense["mode"], dense["active_share"], exact["mode"]) == ("dense", None, "exact")
+    assert 0 < exact["active_share"] < 1
+    # Of the FFN's three matrices up and down are read for active units: what is saved is linear in the share.
+    tensors = json.loads(hotset("inspect", "-m", str(demo_model), "--json").stdout)["tensors"]
+    skippable = sum(t["n_bytes"] for t in tensors if re.search(r"ffn_(up|down|down_t)\.", t["name"]))
+    saved = dense["bytes_per_token"] - exact["bytes_per_token"]
+    assert saved == pytest.approx((1 - exact["active_share"]) * skippable)
+
+
+def test_bench_machine_writes_what_bench_reads(hotset, demo_model, tmp_path):
+    env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    result = hotset("bench", "--machine", "-t", "1", "--seconds", "1", "--json", env=env)
+    if b"free memory for --machine" in result.stderr:
+        pytest.skip("too little memory")
+    assert result.returncode == 0, result.stderr
+    rates = json.loads(result.stdout)
+    path = tmp_path / "cache" / "hotset" / "machine.json"
+    assert json.loads(path.read_text()) == rates and list(path.parent.iterdir()) == [path]
+    assert (rates["format"], rates["version"], rates["gpu"]) == ("hotset-machine", 1, None) and rates["gpu_reason"]
+    assert rates["hardware"]["n_cores"] >= 1 and rates["buffer_bytes"] >= 2 * rates["hardware"]["cache_bytes"]
+    assert {read["n_threads"] for read in rates["read"]} == {1}
+    for read in rates["read"]:
+        assert read["dense_gbps"] > 0 and len(read["gathered"]) == 30
+        assert all(rate["gbps"] > 0 for rate in read["gathered"])
+    words = ["bench", "-m", str(demo_model), "-p", "0", "-n", "2", "-r", "1", "-t", "1", "-o", "json"]
+    assert json.loads(hotset(*words, env=env).stdout)[0]["bandwidth_share"] > 0
+    result = hotset("bench", "--machine", "-o", str(tmp_path / "absent" / "x.json"))
+    assert_one_error_line(result, 1)
 
 
 def test_bench_formats_agree(hotset, demo_model):
@@ -218,9 +338,9 @@ def test_bench_formats_agree(hotset, demo_model):
     table = list(csv.DictReader(io.StringIO(hotset(*words, "-o", "csv").stdout.decode())))
     assert [set(row) for row in table] == [set(row) for row in rows]
     markdown = hotset(*words).stdout.decode().splitlines()
-    assert re.sub(" +", " ", markdown[0]) == "| model | size | params | backend | threads | test | t/s | GB/s |"
+    assert re.sub(" +", " ", markdown[0]) == "| model | size | params | backend | threads | test | t/s | GB/s | bw % |"
     assert [line.split("|")[6].strip() for line in markdown[2:6]] == ["pp16", "tg8", "pp16", "tg8"]
-    assert all(line.count("|") == 9 for line in markdown[:6])
+    assert all(line.count("|") == 10 for line in markdown[:6])
 
 
 def test_threads_and_pinning_change_no_text(hotset):
