@@ -4,18 +4,16 @@
 
 #include <algorithm>
 #include <atomic>
-#include <barrier>
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <exception>
 #include <random>
-#include <thread>
 #include <type_traits>
 #include <utility>
 
 #include "core/error.h"
 #include "core/thread_pool.h"
+#include "core/topology.h"
 
 namespace hotset::cpu {
 namespace {
@@ -23,7 +21,8 @@ namespace {
 constexpr size_t kLine = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kSmallestPage = 4096;
-constexpr size_t kSampleBytes = size_t{32} << 20;  // about a millisecond; less where the buffer holds fewer such rows
+constexpr size_t kSampleBytes = size_t{16} << 20;  // for each thread, about a millisecond; less in a small buffer
+constexpr size_t kTasksPerThread = 16;             // of a sample
 
 // Sixteen bytes: a vector register of every instruction set, without asking for one.
 using Vec = uint64_t __attribute__((vector_size(16)));
@@ -77,6 +76,25 @@ template <class F>
 uint64_t with_streams(int32_t n, const F& f) {
   HS_CHECK(n == 1 || n == 2 || n == 4, "read_rates");
   return n == 1 ? f(Streams<1>()) : n == 2 ? f(Streams<2>()) : f(Streams<4>());
+}
+
+// Runs task(i) for i < n_tasks, shared by the workers that come.
+template <class Task>
+void run_tasks(ThreadPool& pool, size_t n_tasks, const Task& task) {
+  std::atomic<size_t> next{0};
+  pool.run([&](int32_t) {
+    for (size_t i = next++; i < n_tasks; i = next++) task(i);
+  });
+}
+
+// Waits, for a moment at most, until every worker is awake: the next run then begins on all of them at once.
+void wake(ThreadPool& pool) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(1);
+  std::atomic<int32_t> n_awake{0};
+  pool.run([&](int32_t) {
+    ++n_awake;
+    while (n_awake < pool.size() && std::chrono::steady_clock::now() < end) pause_cpu();
+  });
 }
 
 double median(std::vector<double> values) {
@@ -173,11 +191,10 @@ ReadMeter::ReadMeter(size_t n_bytes, bool huge_pages, int32_t n_threads)
         error_text("read_rates", "memory to read from", cat(n_bytes_, " bytes"), "a refusal", "close other programs"));
   data_ = static_cast<std::byte*>(mapped);
   ::madvise(mapped, n_bytes_, huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-  // Written once, so that pages exist: a page never written is one shared page of zeros.
-  std::atomic<size_t> next{0};
-  ThreadPool(n_threads).run([&](int32_t) {
-    for (size_t at = kHugePage * next++; at < n_bytes_; at = kHugePage * next++) std::memset(data_ + at, 1, kHugePage);
-  });
+  interleave_pages(data_, n_bytes_, read_topology().nodes());
+  // Pages exist once they are written; one never written would be the shared page of zeros.
+  ThreadPool pool(n_threads);
+  run_tasks(pool, n_bytes_ / kHugePage, [&](size_t task) { std::memset(data_ + task * kHugePage, 1, kHugePage); });
 }
 
 ReadMeter::~ReadMeter() { ::munmap(data_, n_bytes_); }
@@ -186,7 +203,7 @@ ReadMeter::~ReadMeter() { ::munmap(data_, n_bytes_); }
 void ReadMeter::prepare(const ReadSeries& series, Sample& sample) {
   const size_t row_bytes = series.row_bytes_ > 0 ? series.row_bytes_ : kSmallestPage;
   HS_CHECK(row_bytes <= n_bytes_, "read_rates");
-  const double wanted = static_cast<double>(kSampleBytes) / series.density_;
+  const double wanted = static_cast<double>(kSampleBytes) * series.n_threads_ / series.density_;
   const size_t n_rows =
       std::max<size_t>(static_cast<size_t>(std::min(wanted, static_cast<double>(n_bytes_))) / row_bytes, 1);
   sample.n_bytes = n_rows * row_bytes;
@@ -200,16 +217,10 @@ void ReadMeter::visit(ReadSeries& series, double seconds) {
   using Clock = std::chrono::steady_clock;
   Sample sample;
   std::atomic<uint64_t> sink{0};
-  bool is_done = false;  // this and the next three are written by worker 0 between barriers
-  std::exception_ptr error;
-  Clock::time_point start;
   const auto end = Clock::now() + std::chrono::duration<double>(seconds);
-  const int32_t n_threads = series.n_threads_;
-  const auto read = [&](int32_t worker, ReadShape shape) {
-    const auto cut = [&](size_t n) {  // what this worker does of n pieces: [first, second)
-      const size_t w = static_cast<size_t>(worker), all = static_cast<size_t>(n_threads);
-      return std::pair(n * w / all, n * (w + 1) / all);
-    };
+  const size_t n_tasks = kTasksPerThread * static_cast<size_t>(series.n_threads_);
+  const auto read = [&](size_t task, ReadShape shape) {
+    const auto cut = [&](size_t n) { return std::pair(n * task / n_tasks, n * (task + 1) / n_tasks); };
     if (series.row_bytes_ == 0) {
       const auto [first, last] = cut(sample.n_bytes / kSmallestPage);
       return read_dense(sample.begin + first * kSmallestPage, (last - first) * kSmallestPage, shape);
@@ -218,44 +229,19 @@ void ReadMeter::visit(ReadSeries& series, double seconds) {
     return read_rows(
         {sample.begin, series.row_bytes_, sample.rows.data() + first, static_cast<int64_t>(last - first), shape});
   };
-  // All threads must take part in every sample, which a ThreadPool does not promise.
-  std::barrier meet(n_threads);
-  // Shapes take turns, so that a slow moment of the machine meets them alike. Of two barriers in a row the second finds
-  // every worker awake: the clock starts on all at once.
-  const auto body = [&](int32_t worker) {
-    while (!is_done) {
-      for (size_t s = 0; s < series.shapes_.size(); ++s) {
-        try {  // a worker that left here would leave the others at the barrier
-          if (worker == 0) prepare(series, sample);
-        } catch (...) {
-          error = std::current_exception();
-        }
-        meet.arrive_and_wait();
-        meet.arrive_and_wait();
-        if (worker == 0) start = Clock::now();
-        if (!error) sink += read(worker, series.shapes_[s]);
-        meet.arrive_and_wait();
-        if (worker != 0) continue;
-        const double time = std::chrono::duration<double>(Clock::now() - start).count();
-        const size_t n_bytes = series.row_bytes_ == 0 ? sample.n_bytes : sample.rows.size() * series.row_bytes_;
-        series.samples_[s].push_back(static_cast<double>(n_bytes) / time * 1e-9);
-      }
-      if (worker == 0) is_done = error || Clock::now() >= end;
-      meet.arrive_and_wait();
+  ThreadPool pool(series.n_threads_);
+  do {
+    // Shapes take turns, so that a slow moment of the machine meets them alike.
+    for (size_t s = 0; s < series.shapes_.size(); ++s) {
+      prepare(series, sample);
+      wake(pool);
+      const auto start = Clock::now();
+      run_tasks(pool, n_tasks, [&](size_t task) { sink += read(task, series.shapes_[s]); });
+      const double time = std::chrono::duration<double>(Clock::now() - start).count();
+      const size_t n_bytes = series.row_bytes_ == 0 ? sample.n_bytes : sample.rows.size() * series.row_bytes_;
+      series.samples_[s].push_back(static_cast<double>(n_bytes) / time * 1e-9);
     }
-  };
-  {
-    std::vector<std::jthread> others;
-    try {
-      for (int32_t worker = 1; worker < n_threads; ++worker) others.emplace_back(body, worker);
-    } catch (...) {  // no more threads to be had: those that are there must not wait for the others
-      error = std::current_exception();
-      for (auto missing = n_threads - 1 - static_cast<int32_t>(others.size()); missing > 0; --missing)
-        meet.arrive_and_drop();
-    }
-    body(0);
-  }
-  if (error) std::rethrow_exception(error);
+  } while (Clock::now() < end);
 }
 
 }  // namespace hotset::cpu

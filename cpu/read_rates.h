@@ -68,8 +68,8 @@ class ReadSeries {
 // Takes samples from a buffer of its own, which should be much larger than the caches. Not thread-safe.
 class ReadMeter {
  public:
-  // Maps n_bytes (rounded up to 2 MiB), asks for huge pages or for none, and writes every page from n_threads threads.
-  // Throws OutOfMemoryError.
+  // Maps n_bytes (rounded up to 2 MiB), asks for huge pages or for none, spreads them over NUMA nodes, and writes all
+  // with n_threads threads. Throws OutOfMemoryError.
   ReadMeter(size_t n_bytes, bool huge_pages, int32_t n_threads);
   ~ReadMeter();
   ReadMeter(const ReadMeter&) = delete;
@@ -80,7 +80,7 @@ class ReadMeter {
   void visit(ReadSeries& series, double seconds);
 
  private:
-  // What the threads of a sample read, set by worker 0 while the others wait.
+  // What the threads of a sample read.
   struct Sample {
     const std::byte* begin = nullptr;
     size_t n_bytes = 0;  // of the part from `begin` on
