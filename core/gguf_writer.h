@@ -29,8 +29,8 @@ constexpr GgufType gguf_type_of() {
 }
 
 // One file being written. The data goes into a new file beside the target, which takes the target's name in finish();
-// until then, and after any failure, the target is what it was. A target that is a device (/dev/null) is written to
-// directly; one that is a symbolic link stays a link. Keeps only the declarations in memory. Not thread-safe.
+// until then, and after any failure, the target is what it was. A target that is a device (/dev/null) or has no name of its
+// own (a file in memory) is written to directly; one that is a symbolic link stays a link. Keeps only the declarations in memory. Not thread-safe.
 //
 //   GgufWriter writer("model.gguf");
 //   writer.set_text("general.architecture", "llama");

@@ -50,4 +50,12 @@ void MmapFile::drop_pages(const std::byte* at, size_t n_bytes) const {
 
 MmapFile::~MmapFile() { ::munmap(const_cast<std::byte*>(data_), size_); }
 
+MemoryFile::MemoryFile(const std::string& name) : fd_(::memfd_create(name.c_str(), MFD_CLOEXEC)) {
+  if (fd_ < 0)
+    throw OutOfMemoryError(
+        error_text("file", "file in memory", "success", std::strerror(errno), "write to a disk instead"));
+}
+
+MemoryFile::~MemoryFile() { ::close(fd_); }
+
 }  // namespace hotset

@@ -1,4 +1,5 @@
-// A file mapped for reading. The only place that asks the operating system for file contents.
+// A file mapped for reading, and files that are memory only. The only place that asks the operating system for file
+// contents.
 #pragma once
 
 #include <cstddef>
@@ -26,6 +27,22 @@ class MmapFile {
   MmapFile(const std::byte* data, size_t size) : data_(data), size_(size) {}
   const std::byte* data_;
   size_t size_;
+};
+
+// An empty file without a name in memory. It lives as long as this object or a mapping of it.
+class MemoryFile {
+ public:
+  // `name` is for the system's lists. Throws OutOfMemoryError.
+  explicit MemoryFile(const std::string& name);
+  ~MemoryFile();
+  MemoryFile(const MemoryFile&) = delete;
+  MemoryFile& operator=(const MemoryFile&) = delete;
+
+  // Opens the file, while this object lives.
+  std::string path() const { return "/proc/self/fd/" + std::to_string(fd_); }
+
+ private:
+  int fd_;
 };
 
 }  // namespace hotset

@@ -302,4 +302,12 @@ uint64_t physical_memory_bytes() {
   return out;
 }
 
+uint64_t available_memory_bytes() {
+  std::ifstream file("/proc/meminfo");
+  std::string name, unit;
+  for (uint64_t kib = 0; file >> name >> kib; std::getline(file, unit))
+    if (name == "MemAvailable:") return std::min(kib * 1024, physical_memory_bytes());
+  return 0;
+}
+
 }  // namespace hotset

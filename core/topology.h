@@ -59,4 +59,7 @@ std::vector<int32_t> parse_cpu_list(const std::string& text);
 // Bytes of memory of the machine, or of the control group's limit when that is lower; 0 when unknown.
 uint64_t physical_memory_bytes();
 
+// Bytes that this process may still take without paging, at most physical_memory_bytes(); 0 when unknown.
+uint64_t available_memory_bytes();
+
 }  // namespace hotset
