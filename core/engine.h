@@ -20,6 +20,7 @@
 #include "core/model.h"
 #include "core/quantize_model.h"
 #include "core/sampler.h"
+#include "core/synth.h"
 #include "core/tokenizer.h"
 #include "core/unit_counts.h"
 

@@ -8,6 +8,7 @@
 #include "tools/common.h"
 #include "tools/json.h"
 #include "tools/machine.h"
+#include "tools/recipe.h"
 
 namespace hotset::cli {
 namespace {
@@ -47,6 +48,7 @@ Activity activity_between(const EngineInfo& info, UnitCounts before, UnitCounts 
 // One test on one engine.
 struct Row {
   const Model* model = nullptr;
+  std::string source;  // its path or recipe
   EngineInfo info;
   double machine_gbps = 0;  // measured read bandwidth with as many threads; 0 = unknown
   Activity activity;
@@ -93,7 +95,7 @@ std::vector<Field> row_fields(const Row& row) {
   JsonWriter samples;
   samples.value(row.samples_ts);
   const auto number = [](std::optional<double> value) { return value ? json_number(*value) : "null"; };
-  return {{"model", row.model->path(), true},
+  return {{"model", row.source, true},
           {"model_size", cat(row.model->size_bytes())},
           {"model_n_params", cat(row.model->n_params())},
           {"arch", row.model->config().arch_name, true},
@@ -249,21 +251,18 @@ void declare(Args& args, BenchFlags& flags) {
   add_device_flags(args, flags.device);
   args.flag("--machine", "measure this machine's read rates into machine.json, no model", flags.machine);
   args.integer("--seconds", "time to spend on --machine (40)", flags.machine_seconds, {1, 3600});
-  args.text("--synth", "RECIPE", "bench a model made in memory (not in this version)", flags.synth);
+  args.text("--synth", "RECIPE", "bench a model made in memory: 'shape=llama-1b type=q4_0 sparsity=0.9', see 'synth'",
+            flags.synth);
 }
 
 void check_flags(const Args& args, const BenchFlags& flags) {
-  if (args.given("--synth")) {
-    throw UsageError(error_text("bench", "option is not in this version", "one of 'hotset bench --help'", "--synth",
-                                "use a newer version when there is one"));
-  }
   const bool is_format = cat("|", kFormats, "|").find("|" + flags.output + "|") != std::string::npos;
   if (args.given("-o") && is_format == flags.machine) {
     throw UsageError(error_text("bench", "bad value of -o,--output", flags.machine ? "a file's name" : kFormats,
                                 quoted(flags.output),
                                 flags.machine ? "use --json to print JSON" : "correct the value"));
   }
-  for (const char* name : {"-m", "-p", "-n", "-r", "-b"}) {
+  for (const char* name : {"-m", "--synth", "-p", "-n", "-r", "-b"}) {
     if (!flags.machine || !args.given(name)) continue;
     throw UsageError(error_text("bench", "contradicting flags", "--machine with -t, -o, --seconds and --json only",
                                 name, "drop one of them"));
@@ -280,6 +279,14 @@ MachineBenchFlags machine_flags(const Args& args, const BenchFlags& flags) {
   return out;
 }
 
+// The model that -m names or --synth describes.
+std::shared_ptr<const Model> bench_model(const Args& args, const BenchFlags& flags) {
+  if (!args.given("--synth")) return open_model(flags.model);
+  if (args.given("-m") || args.given("-hf"))
+    throw UsageError(error_text("bench", "two models", "-m FILE or --synth RECIPE", "both", "drop one"));
+  return load_synth(parse_recipe(flags.synth), synth_options(0), model_options(flags.model));
+}
+
 }  // namespace
 
 int cmd_bench(const Words& words) {
@@ -290,13 +297,14 @@ int cmd_bench(const Words& words) {
   check_flags(args, flags);
   if (flags.machine) return bench_machine(machine_flags(args, flags));
 
-  const auto model = open_model(flags.model);
+  const auto model = bench_model(args, flags);
   const auto longest = [](const std::vector<int64_t>& list) { return *std::max_element(list.begin(), list.end()); };
   ComputeFlags compute;
   compute.n_ctx = std::max<int64_t>({longest(flags.n_prompt), longest(flags.n_gen), 1});
   std::string note;
   const auto rates = known_machine_rates(note);
   if (!note.empty()) write_note("note: " + note);
+  const std::string source = flags.synth.empty() ? model->path() : "synth " + flags.synth;
   Report report(flags.as_json ? "json" : flags.output, flags.n_batch.size() > 1);
   bool is_first = true;
   for (const int64_t n_threads : flags.n_threads) {
@@ -309,6 +317,7 @@ int cmd_bench(const Words& words) {
         if (n_prompt + n_gen == 0) return;
         Row row;
         row.model = model.get();
+        row.source = source;
         row.info = engine->info();
         row.machine_gbps = rates ? rates->dense_gbps(row.info.n_threads) : 0;
         row.n_batch = n_batch;

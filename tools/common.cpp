@@ -106,11 +106,15 @@ std::string model_path(const ModelFlags& flags) {
   return path;
 }
 
-std::shared_ptr<const Model> open_model(const ModelFlags& flags) {
+ModelOptions model_options(const ModelFlags& flags) {
   ModelOptions options;
   options.activation = flags.activation;
   options.log = log_sink(flags);
-  return Model::load(model_path(flags), options);
+  return options;
+}
+
+std::shared_ptr<const Model> open_model(const ModelFlags& flags) {
+  return Model::load(model_path(flags), model_options(flags));
 }
 
 EngineOptions engine_options(const ModelFlags& model, const DeviceFlags& device, const ComputeFlags& compute) {

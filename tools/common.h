@@ -24,6 +24,7 @@ int cmd_detokenize(const Words& words);
 int cmd_logits(const Words& words);
 int cmd_inspect(const Words& words);
 int cmd_quantize(const Words& words);
+int cmd_synth(const Words& words);
 int cmd_doctor(const Words& words);
 
 // Parses; when help was asked for it is shown and the command has nothing left to do (true).
@@ -74,6 +75,7 @@ std::string model_path(const ModelFlags& flags);
 // $HOTSET_MODEL, else the packaged model beside this program; "" when there is none.
 std::string default_model_path();
 
+ModelOptions model_options(const ModelFlags& flags);
 std::shared_ptr<const Model> open_model(const ModelFlags& flags);
 
 // Options of an engine from checked flags. Throws UsageError for flags that contradict each other.

@@ -23,10 +23,11 @@ constexpr Command kCommands[] = {
     {"logits", cmd_logits, "write the logits of every position to a .npy file"},
     {"inspect", cmd_inspect, "show what a model file holds and whether it will run"},
     {"quantize", cmd_quantize, "write a model file with other weight types"},
+    {"synth", cmd_synth, "write a model with random weights and the sparsity asked for"},
     {"doctor", cmd_doctor, "show what this machine and this build offer"},
 };
 
-constexpr const char* kLater[] = {"plan", "synth"};
+constexpr const char* kLater[] = {"plan"};
 constexpr const char* kPython[] = {"chat", "convert", "profile", "report", "train-predictor", "place", "serve"};
 
 std::string usage_text() {

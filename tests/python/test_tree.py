@@ -21,7 +21,8 @@ LAYERS = [
     ["architecture", "model_config", "weights", "tokenizer", "pre_tokenizer", "sampler",
      "kv_cache", "model"],
     ["planner", "executor", "relayout"],
-    ["engine", "generation", "kld", "perplexity", "quantize_mixture", "quantize_model", "scored_chunks", "version"],
+    ["engine", "generation", "kld", "perplexity", "quantize_mixture", "quantize_model", "scored_chunks", "synth",
+     "version"],
 ]
 # What a layer of core/ may include: L3 knows no devices, so not L2.
 ALLOWED = {0: {0}, 1: {0, 1}, 2: {0, 1, 2}, 3: {0, 1, 3}, 4: {0, 1, 2, 3, 4}, 5: {0, 1, 2, 3, 4, 5}}
