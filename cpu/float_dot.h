@@ -1,13 +1,10 @@
-// Dots of float weights: one activation (decode) and many (prefill). Needs float_weights.h.
+// Dots of float weights: of rows with one activation (decode), and tiles of them. Needs float_weights.h.
 #pragma once
 
 #include "cpu/float_weights.h"
 
 namespace hotset::cpu {
 namespace {
-
-constexpr int64_t kGemmRows = 32;     // rows whose lanes are kept while a piece of the activations is in L1
-constexpr int64_t kGemmPiece = 1024;  // elements in such a piece: kDotActs of them fill half of L1
 
 // The 16 lanes of R x A dots, in registers.
 template <int R, int A>
@@ -41,27 +38,29 @@ inline void accumulate(const std::byte* const* rows, const float* const* x, int6
   }
 }
 
+// Adds the last n % 16 products of a dot to its lanes and runs the lane tree.
+template <class T>
+inline float tail_and_tree(const std::byte* row, const float* x, int64_t n, const Vec* lanes) {
+  float spilled[16];
+  for (int p = 0; p < kParts; ++p) store(spilled + p * kWidth, lanes[p]);
+  const int64_t rest = n / 16 * 16;
+  for (int64_t i = rest; i < n; ++i) spilled[i - rest] = fma1(T::load_one(row, i), x[i], spilled[i - rest]);
+  return reduce_lanes(spilled);
+}
+
 // Adds the last n % 16 products and runs the lane trees: out[a * out_stride + r].
 template <class T, int R, int A>
 inline void finish(const std::byte* const* rows, const float* const* x, int64_t n, Lanes<R, A>& lanes, float* out,
                    int64_t out_stride) {
-  const int64_t rest = n / 16 * 16;
+  const bool tail = n % 16 != 0;
   for (int a = 0; a < A; ++a) {
     float* const to = out + a * out_stride;
-    if (R == 4 && rest == n) {
+    if (R == 4 && !tail) {
       lane_trees4(lanes.of[0][a], lanes.of[1 % R][a], lanes.of[2 % R][a], lanes.of[3 % R][a], to);
       continue;
     }
-    for (int r = 0; r < R; ++r) {
-      if (rest == n) {
-        to[r] = lane_tree(lanes.of[r][a]);
-        continue;
-      }
-      float spilled[16];
-      for (int p = 0; p < kParts; ++p) store(spilled + p * kWidth, lanes.of[r][a][p]);
-      for (int64_t i = rest; i < n; ++i) spilled[i - rest] = fma1(T::load_one(rows[r], i), x[a][i], spilled[i - rest]);
-      to[r] = reduce_lanes(spilled);
-    }
+    for (int r = 0; r < R; ++r)
+      to[r] = tail ? tail_and_tree<T>(rows[r], x[a], n, lanes.of[r][a]) : lane_tree(lanes.of[r][a]);
   }
 }
 
@@ -92,14 +91,14 @@ void dot_rows(const WeightRows& w, const int32_t* rows, int64_t first_row, int64
   }
 }
 
-// Calls f with the numbers of a split of [0, n_acts) into tiles: f.template operator()<A>(first activation).
-template <class F>
+// Calls f with the numbers of a split of [0, n_acts) into tiles of at most kMost: f.template operator()<A>(first).
+template <int kMost, class F>
 inline void for_act_tiles(int64_t n_acts, F f) {
   int64_t a = 0;
-  for (; a + kDotActs <= n_acts; a += kDotActs) f.template operator()<kDotActs>(a);
-  if constexpr (kDotActs > 4)
+  for (; a + kMost <= n_acts; a += kMost) f.template operator()<kMost>(a);
+  if constexpr (kMost > 4)
     for (; a + 4 <= n_acts; a += 4) f.template operator()<4>(a);
-  if constexpr (kDotActs > 2)
+  if constexpr (kMost > 2)
     for (; a + 2 <= n_acts; a += 2) f.template operator()<2>(a);
   for (; a < n_acts; ++a) f.template operator()<1>(a);
 }
@@ -108,62 +107,9 @@ inline void for_act_tiles(int64_t n_acts, F f) {
 template <class T, int R>
 inline void dot_tiles(const std::byte* const* rows, const float* const* x, int64_t n_acts, int64_t n, float* out,
                       int64_t out_stride) {
-  for_act_tiles(n_acts, [&]<int A>(int64_t a) {
+  for_act_tiles<kDotActs>(n_acts, [&]<int A>(int64_t a) {
     dot_tile<T, R, A>(rows, x + a, n, out + a * out_stride, out_stride);
   });
-}
-
-// Elements [begin, end) of R rows and A activations on top of the lanes `kept` (absent before the first piece).
-template <class T, int R, int A>
-inline void gemm_piece(const std::byte* first_row, size_t stride, const float* const* x, int64_t n, int64_t begin,
-                       int64_t end, float* kept, float* out, int64_t out_stride) {
-  const std::byte* rows[R];
-  for (int r = 0; r < R; ++r) rows[r] = first_row + static_cast<size_t>(r) * stride;
-  Lanes<R, A> lanes;
-  if (begin == 0)
-    clear(lanes);
-  else
-    for (int i = 0; i < R * A * kParts; ++i)
-      lanes.of[i / kParts / A][i / kParts % A][i % kParts] = load(kept + i * kWidth);
-  accumulate<T, R, A>(rows, x, begin, end, lanes, nullptr);
-  if (end == n / 16 * 16)
-    finish<T, R, A>(rows, x, n, lanes, out, out_stride);
-  else
-    for (int i = 0; i < R * A * kParts; ++i)
-      store(kept + i * kWidth, lanes.of[i / kParts / A][i / kParts % A][i % kParts]);
-}
-
-// `n_rows` <= kGemmRows rows, A activations: a piece of the activations stays in L1 while the rows stream past it.
-template <class T, int A>
-inline void gemm_rows(const std::byte* row, size_t stride, int64_t n_rows, const float* const* x, int64_t n, float* out,
-                      int64_t out_stride) {
-  alignas(64) float kept[kGemmRows * A * 16];
-  const int64_t whole = n / 16 * 16;
-  int64_t begin = 0;
-  do {
-    const int64_t end = whole - begin < 2 * kGemmPiece ? whole : begin + kGemmPiece;
-    int64_t r = 0;
-    for (; r + kDotRows <= n_rows; r += kDotRows)
-      gemm_piece<T, kDotRows, A>(row + static_cast<size_t>(r) * stride, stride, x, n, begin, end, kept + r * A * 16,
-                                 out + r, out_stride);
-    for (; r < n_rows; ++r)
-      gemm_piece<T, 1, A>(row + static_cast<size_t>(r) * stride, stride, x, n, begin, end, kept + r * A * 16, out + r,
-                          out_stride);
-    begin = end;
-  } while (begin < whole);
-}
-
-template <class T>
-void gemm(const GemmArgs& args) {
-  for (int64_t r = 0; r < args.n_rows; r += kGemmRows) {
-    const int64_t n_rows = args.n_rows - r < kGemmRows ? args.n_rows - r : kGemmRows;
-    const std::byte* const row = args.w.data + static_cast<size_t>(args.first_row + r) * args.w.stride;
-    for_act_tiles(args.n_acts, [&]<int A>(int64_t a) {
-      const float* x[A];
-      for (int i = 0; i < A; ++i) x[i] = args.acts[a + i].f32;
-      gemm_rows<T, A>(row, args.w.stride, n_rows, x, args.w.n, args.out + a * args.out_stride + r, args.out_stride);
-    });
-  }
 }
 
 }  // namespace

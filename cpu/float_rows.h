@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/float_attend.h"
+#include "cpu/float_gemm.h"
 #include "cpu/kernels_fill.h"
 
 namespace hotset::cpu {
@@ -138,6 +139,7 @@ inline void fill_float(Kernels& table) {
   table.gemm[kWeightF32] = gemm<WeightF32>;
   table.gemm[kWeightF16] = gemm<WeightF16>;
   table.gemm[kWeightBF16] = gemm<WeightBF16>;
+  table.float_gemm_scratch_bytes = float_gemm_scratch_bytes;
   table.row_sum[kWeightF32] = row_sum<WeightF32>;
   table.row_sum[kWeightF16] = row_sum<WeightF16>;
   table.row_sum[kWeightBF16] = row_sum<WeightBF16>;

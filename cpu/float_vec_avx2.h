@@ -20,6 +20,9 @@ constexpr int kParts = 2;
 // operands.
 constexpr int kDotRows = 2;
 constexpr int kDotActs = 3;
+constexpr int kTileRows = 4;
+constexpr int kTileActs = 3;
+constexpr int kStreamTile = 3;
 constexpr int kSumActs = 6;
 constexpr int kSumVecs = 2;
 constexpr int kPassBlocks = 2;
@@ -119,6 +122,8 @@ inline void store_f16(uint16_t* to, Vec value) {
   const __m128i half = _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), half);
 }
+
+inline void pin(Vec& value) { __asm__("" : "+x"(value)); }
 
 inline float square_root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 

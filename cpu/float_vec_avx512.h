@@ -25,6 +25,9 @@ constexpr int kParts = 1;
 // 32 registers: 24 accumulators and up to 5 operands.
 constexpr int kDotRows = 4;
 constexpr int kDotActs = 6;
+constexpr int kTileRows = 8;
+constexpr int kTileActs = 3;
+constexpr int kStreamTile = 4;
 constexpr int kSumActs = 6;
 constexpr int kSumVecs = 4;
 constexpr int kPassBlocks = 8;
@@ -107,6 +110,8 @@ inline void store_f16(uint16_t* to, Vec value) {
   const __m256i half = _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), half);
 }
+
+inline void pin(Vec& value) { __asm__("" : "+v"(value)); }
 
 inline float square_root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 

@@ -18,9 +18,13 @@ typedef double Vec2d __attribute__((vector_size(16)));
 
 constexpr int kWidth = 4;            // floats in a Vec
 constexpr int kParts = 16 / kWidth;  // Vecs that hold the 16 lanes of a dot
-// Register tiles: rows x activations of a dot, activations x Vecs of a weighted row sum.
+// Register tiles: rows x activations of a dot, of one part of its lanes in a gemm, activations of a small batch,
+// activations x Vecs of a weighted row sum.
 constexpr int kDotRows = 1;
 constexpr int kDotActs = 2;
+constexpr int kTileRows = 2;
+constexpr int kTileActs = 2;
+constexpr int kStreamTile = 2;
 constexpr int kSumActs = 2;
 constexpr int kSumVecs = 2;
 constexpr int kPassBlocks = 1;  // blocks of 32 columns that a row sum for one activation holds at a time
@@ -181,6 +185,9 @@ inline void store_f16(uint16_t* to, Vec value) {
     to[i] = static_cast<uint16_t>(sign | magnitude);
   }
 }
+
+// Keeps the compiler from loading `value` again at each use instead of holding it in a register.
+inline void pin(Vec&) {}
 
 inline float square_root(float x) { return __builtin_sqrtf(x); }
 

@@ -79,7 +79,8 @@ struct GemmArgs {
   int64_t n_acts;
   float* out;
   int64_t out_stride;  // floats between activation rows of `out`
-  std::byte* scratch;  // gemm_scratch_bytes(n), 64-byte aligned, private to the calling thread
+  std::byte* scratch;  // gemm_scratch_bytes(n) for block weights, float_gemm_scratch_bytes() for float weights; 64-byte
+                       // aligned, private to the calling thread
 };
 
 // acc[a * acc_stride + c] = fma(h[a * h_stride + i], w[list ? list[i] : first_unit + i][first_col + c], acc[..]) for
@@ -137,6 +138,7 @@ struct Kernels {
   // Many activations at once (prefill): same results as dot_rows, more arithmetic per byte.
   void (*gemm[kNWeightTypes])(const GemmArgs& args);
   size_t (*gemm_scratch_bytes)(int64_t n);
+  size_t (*float_gemm_scratch_bytes)();
 
   void (*row_sum[kNWeightTypes])(const RowSumArgs& args);
 

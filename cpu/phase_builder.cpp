@@ -86,7 +86,9 @@ std::byte* PhaseBuilder::gemm_scratch(size_t& distance) {
   if (!gemm_memory_) {
     int64_t n = 0;
     for (const WeightDesc& weight : plan_.weights) n = std::max(n, weight.view.n_cols);
-    gemm_memory_ = take_worker_memory(program_.kernels_.gemm_scratch_bytes(n), gemm_distance_);
+    const Kernels& kernels = program_.kernels_;
+    gemm_memory_ = take_worker_memory(std::max(kernels.gemm_scratch_bytes(n), kernels.float_gemm_scratch_bytes()),
+                                      gemm_distance_);
   }
   distance = gemm_distance_;
   return gemm_memory_;

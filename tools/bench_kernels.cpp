@@ -1,7 +1,7 @@
-// Rates of the CPU's kernels for block weights: GB/s of dot_rows and row_sum on a matrix much bigger than the caches,
+// Rates of the CPU's kernels for weights: GB/s of dot_rows and row_sum on a matrix much bigger than the caches,
 // next to plain reads of the same memory, and Gop/s (2 per multiply-add) of gemm. Best of several runs, with 1 and 2
 // threads.
-// Usage: bench_kernels [isa [type]], e.g. bench_kernels avx512 Q4_K
+// Usage: bench_kernels [isa [type [row length]]], e.g. bench_kernels avx512 F16 2048
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -22,7 +22,6 @@ namespace {
 
 using namespace hotset::cpu;
 
-constexpr int64_t kN = 4096;
 constexpr size_t kMatrixBytes = size_t{1000} << 20;
 constexpr int kRuns = 7;
 
@@ -58,18 +57,22 @@ struct Type {
   int n_scales;
 };
 
-constexpr Type kTypes[] = {{"Q8_0", kWeightQ8_0, 34, 0, 1},
+constexpr Type kTypes[] = {{"F32", kWeightF32, 4, 0, 0},
+                           {"F16", kWeightF16, 2, 0, 0},
+                           {"BF16", kWeightBF16, 2, 0, 0},
+                           {"Q8_0", kWeightQ8_0, 34, 0, 1},
                            {"Q4_0", kWeightQ4_0, 18, 0, 1},
                            {"Q4_K", kWeightQ4_K, 144, 0, 2},
                            {"Q5_K", kWeightQ5_K, 176, 0, 2},
                            {"Q6_K", kWeightQ6_K, 210, 208, 1}};
 
-// Plausible blocks: small scales, random integers.
+// Plausible weights: blocks of small scales and random integers, or floats of ordinary size.
 void fill_rows(std::byte* data, const Type& type) {
   uint64_t state = 88172645463325252u;
   for (size_t at = 0; at + 8 <= kMatrixBytes; at += 8) {
     state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-    std::memcpy(data + at, &state, 8);
+    const uint64_t floats = (state & 0x83ff83ff83ff83ff) | 0x2c002c002c002c00;  // as 16-bit floats, and as F32
+    std::memcpy(data + at, is_block_type(type.type) ? &state : &floats, 8);
   }
   const uint16_t scale = 0x2000;  // 2^-7
   for (size_t at = 0; at + type.block_bytes <= kMatrixBytes; at += type.block_bytes)
@@ -78,12 +81,12 @@ void fill_rows(std::byte* data, const Type& type) {
 
 // Activations with their storage.
 struct Activations {
-  Activations(const Kernels& kernels, int64_t count)
-      : f32(count * kN), q(count * kN), scale(count * kN / kBlock), sum(count * kN / kBlock) {
+  Activations(const Kernels& kernels, int64_t count, int64_t n)
+      : f32(count * n), q(count * n), scale(count * n / kBlock), sum(count * n / kBlock) {
     for (size_t i = 0; i < f32.size(); ++i) f32[i] = static_cast<float>((i * 2654435761u >> 8) % 1000) - 500.0f;
     for (int64_t a = 0; a < count; ++a) {
-      const int64_t at = a * kN, block = at / kBlock;
-      kernels.quantize_activation(&f32[at], kN, &q[at], &scale[block], &sum[block]);
+      const int64_t at = a * n, block = at / kBlock;
+      kernels.quantize_activation(&f32[at], n, &q[at], &scale[block], &sum[block]);
       rows.push_back({&f32[at], &q[at], &scale[block], &sum[block]});
     }
   }
@@ -126,9 +129,9 @@ void bench_rows(const Kernels& kernels, WeightType type, const WeightRows& w, co
     });
     std::vector<float> h(list.size(), 0.5f);
     const double summed = rate(n_list, [&](int64_t begin, int64_t end) {
-      std::vector<float> acc(kN);
+      std::vector<float> acc(static_cast<size_t>(w.n));
       const size_t at = static_cast<size_t>(begin);
-      kernels.row_sum[type]({w, &list[at], 0, end - begin, &h[at], 0, 1, 0, kN, acc.data(), 0});
+      kernels.row_sum[type]({w, &list[at], 0, end - begin, &h[at], 0, 1, 0, w.n, acc.data(), 0});
       keep(begin, static_cast<uint64_t>(acc[0]));
     });
     std::printf(
@@ -142,29 +145,30 @@ void bench_gemm(const Kernels& kernels, WeightType type, const WeightRows& w, co
   // Few activations stream the weights: the whole matrix, so that no cache holds it.
   const int64_t n_rows = slow ? 512 : n_acts <= 16 ? static_cast<int64_t>(kMatrixBytes / w.stride) : 2048;
   std::vector<float> out(static_cast<size_t>(n_acts * n_rows));
+  const size_t scratch_bytes = std::max(kernels.gemm_scratch_bytes(w.n), kernels.float_gemm_scratch_bytes());
   double rate[2];
   for (int threads = 1; threads <= 2; ++threads) {
-    Buffer scratch[2] = {make_buffer(kernels.gemm_scratch_bytes(kN)), make_buffer(kernels.gemm_scratch_bytes(kN))};
+    Buffer scratch[2] = {make_buffer(scratch_bytes), make_buffer(scratch_bytes)};
     const double time = best_seconds(threads, [&](int t) {
       const int64_t begin = n_rows * t / threads, end = n_rows * (t + 1) / threads;
       kernels.gemm[type]({w, begin, end - begin, acts.rows.data(), n_acts, &out[static_cast<size_t>(begin)], n_rows,
                           scratch[t].get()});
     });
-    rate[threads - 1] = 2e-9 * static_cast<double>(n_rows) * static_cast<double>(n_acts) * kN / time;
+    rate[threads - 1] = 2e-9 * static_cast<double>(n_rows * n_acts * w.n) / time;
   }
-  const double weights = rate[1] / (2.0 * static_cast<double>(n_acts) * kN) * static_cast<double>(w.stride);
+  const double weights = rate[1] / (2.0 * static_cast<double>(n_acts * w.n)) * static_cast<double>(w.stride);
   std::printf("  gemm %3ld acts  Gop/s  1 thread %7.1f   2 threads %7.1f   (weights %5.1f GB/s)\n",
               static_cast<long>(n_acts), rate[0], rate[1], weights);
 }
 
-void bench_isa(const Kernels& kernels, const std::string& only) {
+void bench_isa(const Kernels& kernels, const std::string& only, int64_t n) {
   const Buffer data = make_buffer(kMatrixBytes);
-  const Activations acts(kernels, 512);
+  const Activations acts(kernels, 512, n);
   for (const Type& type : kTypes) {
     if (!only.empty() && only != type.name) continue;
     fill_rows(data.get(), type);
-    const WeightRows w{data.get(), static_cast<size_t>(kN / row_multiple(type.type)) * type.block_bytes, kN};
-    std::printf("%s %s, rows of %ld\n", kernels.isa, type.name, static_cast<long>(kN));
+    const WeightRows w{data.get(), static_cast<size_t>(n / row_multiple(type.type)) * type.block_bytes, n};
+    std::printf("%s %s, rows of %ld\n", kernels.isa, type.name, static_cast<long>(n));
     bench_rows(kernels, type.type, w, acts.rows[0]);
     for (int64_t n_acts : {2, 4, 8, 32, 512}) bench_gemm(kernels, type.type, w, acts, n_acts);
   }
@@ -174,10 +178,11 @@ void bench_isa(const Kernels& kernels, const std::string& only) {
 
 int main(int argc, char** argv) {
   const std::string isa = argc > 1 ? argv[1] : "", type = argc > 2 ? argv[2] : "";
+  const int64_t n = argc > 3 ? std::max<int64_t>(kSuperBlock, std::atol(argv[3]) / kSuperBlock * kSuperBlock) : 4096;
   for (const char* each : {"avx512", "avx2", "generic"}) {
     if (!isa.empty() && isa != each) continue;
     try {
-      bench_isa(kernels_for(each), type);
+      bench_isa(kernels_for(each), type, n);
     } catch (const std::exception& error) {
       std::printf("%s\n", error.what());
     }
