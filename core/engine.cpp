@@ -39,11 +39,8 @@ void check_options(const EngineOptions& options) {
                                            quoted(options.mode), "use --mode exact"));
   if (options.mode != "auto" && options.mode != "dense" && options.mode != "exact")
     fail_option("mode", "auto, dense, exact or predict", quoted(options.mode));
-  if (options.kv_type == "q8_0")
-    throw UnsupportedModelError(error_text("engine", "kv_type", "auto, f16 or f32 (q8_0 is not in this version)",
-                                           "\"q8_0\"", "use --kv-type f16"));
-  if (options.kv_type != "auto" && options.kv_type != "f16" && options.kv_type != "f32")
-    fail_option("kv_type", "auto, f16 or f32", quoted(options.kv_type));
+  if (options.kv_type != "auto" && options.kv_type != "f16" && options.kv_type != "f32" && options.kv_type != "q8_0")
+    fail_option("kv_type", "auto, f16, q8_0 or f32", quoted(options.kv_type));
   if (options.pin != "auto" && options.pin != "on" && options.pin != "off")
     fail_option("pin", "auto, on or off", quoted(options.pin));
   if (options.device == "virtual")
@@ -68,6 +65,21 @@ std::string chosen_isa(const EngineOptions& options) {
   if (!options.isa.empty()) return options.isa;
   const char* value = std::getenv("HOTSET_ISA");
   return value ? value : "";
+}
+
+DType chosen_kv_type(const EngineOptions& options, const Model& model) {
+  if (options.kv_type == "q8_0") {
+    if (model.config().head_dim % dtype_info(DType::kQ8_0).block_size != 0)
+      throw UnsupportedModelError(error_text("engine", "kv_type q8_0", "heads of a multiple of 32 elements",
+                                             cat(model.config().head_dim), "use --kv-type f16"));
+    return DType::kQ8_0;
+  }
+  const bool f32 = options.kv_type == "f32" || (options.kv_type == "auto" && model.weights().all_f32);
+  return f32 ? DType::kF32 : DType::kF16;
+}
+
+const char* kv_type_name(DType dtype) {
+  return dtype == DType::kQ8_0 ? "q8_0" : dtype == DType::kF16 ? "f16" : "f32";
 }
 
 std::unique_ptr<Device> make_device(const EngineOptions& options) {
@@ -99,8 +111,7 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
     log_to(options.log, LogLevel::kWarning,
            cat("[engine] a context of ", n_ctx_, " is longer than the ", config.n_ctx_train,
                " positions the model was trained for; the end may be nonsense"));
-  const bool f32_kv = options.kv_type == "f32" || (options.kv_type == "auto" && model->weights().all_f32);
-  kv_type_ = f32_kv ? DType::kF32 : DType::kF16;
+  kv_type_ = chosen_kv_type(options, *model);
   exact_ = skips_units(options, config);
   memory_limit_ = physical_memory_bytes();
   device_ = make_device(options);
@@ -153,7 +164,7 @@ EngineInfo EngineImpl::info() const {
   out.device = device.kind;
   out.isa = device.detail;
   out.mode = exact_ ? "exact" : "dense";
-  out.kv_type = kv_type_ == DType::kF16 ? "f16" : "f32";
+  out.kv_type = kv_type_name(kv_type_);
   out.n_threads = device.n_threads;
   out.n_ctx = n_ctx_;
   out.weight_bytes = model->size_bytes();

@@ -43,7 +43,8 @@ struct EngineOptions {
   int64_t n_ctx = 0;             // positions a sequence may reach; 0 = what the model was trained for
   int32_t n_batch = 512;         // rows computed at once in prefill
   int32_t n_sequences = 0;       // sequences that may be open at n_ctx each; 0 = no fixed number, memory is the limit
-  std::string kv_type = "auto";  // "f16", "f32", or "auto": f32 for models whose weights are all F32, else f16
+  std::string kv_type = "auto";  // "f16", "f32", "auto": f32 for models whose weights are all F32, else f16; or "q8_0":
+                                 // half of f16's memory, heads of a multiple of 32 elements
   std::string mode = "auto";     // "dense" | "exact" (skip inactive units, same results) | "auto": exact where it can
   std::string device = "auto";   // "auto" | "cpu" | "cuda"
   std::string isa{};             // "" = best here (or HOTSET_ISA), "generic", "avx2", "avx512"

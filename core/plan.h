@@ -37,7 +37,7 @@ struct KvLayout {
   int64_t n_layer = 0;
   int64_t n_head_kv = 0;
   int64_t head_dim = 0;
-  DType dtype = DType::kF16;  // kF16 or kF32
+  DType dtype = DType::kF16;  // kF16, kF32, or kQ8_0 (head_dim a multiple of 32)
 
   size_t page_bytes() const { return static_cast<size_t>(kBlockPositions) * row_bytes(dtype, head_dim); }
   size_t block_bytes() const { return static_cast<size_t>(n_layer * n_head_kv * 2) * page_bytes(); }

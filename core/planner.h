@@ -13,7 +13,7 @@ struct PlanOptions {
   int64_t max_rows = 512;
   int64_t max_output_rows = 512;
   int64_t max_positions = 0;
-  DType kv_type = DType::kF16;  // kF16 or kF32
+  DType kv_type = DType::kF16;  // kF16, kF32, or kQ8_0 (head_dim a multiple of 32)
   bool exact = false;           // compute only active units; needs ffn_down_t in every layer and a sparse activation
 };
 

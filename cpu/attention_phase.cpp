@@ -66,6 +66,25 @@ int64_t split_of(const StepContext& context) {
 
 }  // namespace
 
+void store_kv_row(const Kernels& kernels, DType dtype, const float* from, int64_t n, std::byte* to) {
+  if (dtype == DType::kF32) {
+    std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
+    return;
+  }
+  if (dtype == DType::kF16) return kernels.f32_to_f16_row(from, n, reinterpret_cast<uint16_t*>(to));
+  constexpr int64_t kBlockBytes = 2 + kBlock;
+  for (int64_t at = 0; at < n; at += kBlock, to += kBlockBytes) {
+    int8_t q[kBlock];
+    float scale;
+    int32_t sum;
+    uint16_t half;
+    kernels.quantize_activation(from + at, kBlock, q, &scale, &sum);
+    kernels.f32_to_f16_row(&scale, 1, &half);
+    std::memcpy(to, &half, sizeof half);
+    std::memcpy(to + sizeof half, q, sizeof q);
+  }
+}
+
 int64_t attention_tile_rows(int64_t group) { return std::max<int64_t>(1, kMaxQueries / group); }
 
 // Per worker: the kernel's scratch, then query pointers, begin, end, and two states per query.
@@ -139,7 +158,7 @@ class TileWork {
     args.n_q = n_queries_;
     args.k_pages = k_pages;
     args.v_pages = v_pages;
-    args.kv_f16 = shape_.kv.dtype == DType::kF16;
+    args.kv_type = static_cast<WeightType>(weight_type(shape_.kv.dtype));
     args.n_pos = n_pos;
     args.head_dim = shape_.head_dim;
     args.scale = shape_.scale;

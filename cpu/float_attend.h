@@ -11,6 +11,7 @@ namespace {
 constexpr int kScoreRows = 4;             // positions scored at once for few queries: short dots need several sums
 constexpr int64_t kGroup = 2 * kSumActs;  // queries whose scores are held at a time, kChunkPositions floats each
 constexpr int64_t kKeysAhead = 16;        // positions between reading a key and asking for another
+constexpr int64_t kWidenFor = 2 * kDotActs;  // queries from which on a chunk is widened to float first, once for all
 
 // Queries [first, first + n) of a call and the range of positions that any of them sees.
 struct QueryGroup {
@@ -167,17 +168,53 @@ inline void attend_group(const QueryGroup& group) {
   value_group<T>(group);
 }
 
+template <class T>
+inline void attend_as(const AttendArgs& args) {
+  for (int64_t i = 0; i < args.n_q; i += kGroup)
+    attend_group<T>(QueryGroup(args, i, args.n_q - i < kGroup ? args.n_q - i : kGroup));
+}
+
+// Many queries: keys and values are widened into scratch, behind the scores, which changes no product.
+template <class T>
+inline void attend_widened(const AttendArgs& args) {
+  constexpr int64_t kPages = kChunkPositions / kPagePositions;
+  const std::byte* pages[2][kPages];
+  float* to = reinterpret_cast<float*>(args.scratch) + kGroup * kChunkPositions;
+  for (int64_t t = 0; t < args.n_pos; t += kPagePositions) {
+    const int64_t page = t / kPagePositions;
+    const int64_t n_rows = args.n_pos - t < kPagePositions ? args.n_pos - t : kPagePositions;
+    for (int which = 0; which < 2; ++which) {
+      widen<T>((which == 0 ? args.k_pages : args.v_pages)[page], 0, n_rows * args.head_dim, to);
+      pages[which][page] = reinterpret_cast<const std::byte*>(to);
+      to += kPagePositions * args.head_dim;
+    }
+  }
+  AttendArgs wide = args;
+  wide.k_pages = pages[0];
+  wide.v_pages = pages[1];
+  wide.kv_type = kWeightF32;
+  attend_as<WeightF32>(wide);
+}
+
+template <class T>
+inline void attend(const AttendArgs& args) {
+  if (args.n_q >= kWidenFor)
+    attend_widened<T>(args);
+  else
+    attend_as<T>(args);
+}
+
 void attend_chunk(const AttendArgs& args) {
-  for (int64_t i = 0; i < args.n_q; i += kGroup) {
-    const QueryGroup group(args, i, args.n_q - i < kGroup ? args.n_q - i : kGroup);
-    if (args.kv_f16)
-      attend_group<WeightF16>(group);
-    else
-      attend_group<WeightF32>(group);
+  switch (args.kv_type) {
+    case kWeightF16: return attend<WeightF16>(args);
+    case kWeightQ8_0: return attend<WeightQ8_0>(args);
+    default: return attend_as<WeightF32>(args);
   }
 }
 
-size_t attend_scratch_bytes(int64_t) { return static_cast<size_t>(kGroup * kChunkPositions) * sizeof(float); }
+size_t attend_scratch_bytes(int64_t head_dim) {
+  return static_cast<size_t>((kGroup + 2 * head_dim) * kChunkPositions) * sizeof(float);
+}
 
 }  // namespace
 }  // namespace hotset::cpu

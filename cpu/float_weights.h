@@ -41,6 +41,14 @@ struct WeightBF16 {
 
 struct WeightQ8_0 {
   static constexpr int64_t offset(int64_t k) { return k / kBlock * 34; }
+  static Vec load_vec(const std::byte* row, int64_t k) {
+    const std::byte* block = row + offset(k);
+    return mul(splat_half(block), load_i8(block + 2 + k % kBlock));
+  }
+  static float load_one(const std::byte* row, int64_t k) {
+    const std::byte* block = row + offset(k);
+    return half_value(block) * static_cast<float>(static_cast<int8_t>(block[2 + k % kBlock]));
+  }
 };
 
 struct WeightQ4_0 {

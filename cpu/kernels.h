@@ -103,6 +103,7 @@ struct RowSumArgs {
 // begin[i] <= t < end[i] (indices within the chunk):
 //   s[t] = softcap(scale * dot(q_i, k_t)), m = max s (NaN left out, +0 for either zero), p[t] = exp(s[t] - m),
 //   l = sum of p over 16 lanes (lane t % 16, plain adds, lane tree), o[d] = fma(p[t], v_t[d], o[d]) in order of t.
+// Keys and values are widened exactly to float first, as weights are; the dot is the dot of floats.
 // softcap(s) = cap * tanh(s / cap), or s when softcap == 0. A query that sees nothing gets m = -inf, l = 0, o = 0.
 struct AttendArgs {
   const float* const* q;           // n_q pointers to (head_dim)
@@ -111,7 +112,7 @@ struct AttendArgs {
   int64_t n_q;
   const std::byte* const* k_pages; // pages of kPagePositions rows of head_dim elements, n_pos positions in all
   const std::byte* const* v_pages;
-  bool kv_f16;                     // elements are f16, else f32
+  WeightType kv_type;              // of their elements: F32, F16 or Q8_0 (head_dim a multiple of 32)
   int64_t n_pos;                   // <= kChunkPositions
   int64_t head_dim;
   float scale;

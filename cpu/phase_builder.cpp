@@ -233,10 +233,7 @@ void PhaseBuilder::add(const op::StoreKv& o) {
       for (const bool is_value : {false, true}) {
         const float* from = (is_value ? v : k).row(row) + head * kv.head_dim;
         std::byte* to = block + kv.page_offset(layer, head, is_value) + offset;
-        if (kv.dtype == DType::kF16)
-          context.kernels.f32_to_f16_row(from, kv.head_dim, reinterpret_cast<uint16_t*>(to));
-        else
-          std::memcpy(to, from, each);
+        store_kv_row(context.kernels, kv.dtype, from, kv.head_dim, to);
       }
   }));
 }

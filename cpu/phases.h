@@ -199,6 +199,10 @@ struct AttentionShape {
   int64_t group() const { return n_head / n_head_kv; }
   int64_t record() const { return head_dim + 2; }
 };
+// Writes n floats as a row of the KV cache (F32, F16 or Q8_0; n a multiple of 32 for Q8_0). Q8_0 takes the integers and
+// scales of quantize_activation, the scales rounded to f16.
+void store_kv_row(const Kernels& kernels, DType dtype, const float* from, int64_t n, std::byte* to);
+
 // Rows that one attention task takes for `group` query heads per KV head.
 int64_t attention_tile_rows(int64_t group);
 size_t attention_scratch_bytes(const Kernels& kernels, int64_t group, int64_t head_dim);

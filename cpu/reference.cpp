@@ -191,7 +191,7 @@ double silu(double x) { return x / (1.0 + std::exp(-x)); }
 double relu(double x) { return x > 0.0 ? x : 0.0; }
 
 void attend(const AttendArgs& args, double* m, double* l, double* o) {
-  const WeightType type = args.kv_f16 ? kWeightF16 : kWeightF32;
+  const WeightType type = args.kv_type;
   const auto element = [&](const std::byte* const* pages, int64_t t, int64_t d) {
     return weight_at(type, pages[t / kPagePositions], t % kPagePositions * args.head_dim + d);
   };

@@ -41,7 +41,7 @@ class Model:
         n_batch: prompt tokens computed at once.
         mode: "auto" | "dense".
         device: "auto" | "cpu" | "cuda".
-        kv_type: type of the KV cache: "auto" | "f16" | "f32".
+        kv_type: type of the KV cache: "auto" | "f16" | "q8_0" (half the memory) | "f32".
         kv_place: where the KV cache lives: "auto" | "device" | "host".
         adapt: whether hot units may be exchanged while generating; None = where it helps.
         activation: "silu" | "relu", for files that do not say; None = as the file says.

@@ -89,6 +89,8 @@ TEST_CASE("engine: weights and KV caches of other types stay within their roundi
       CHECK(worst_nmse(model, {.n_threads = 1, .kv_type = "f16", .mode = "dense"}, ids) <= (blocks ? 1e-3 : 1e-5));
     }
   }
+  const auto model = load_tiny({.head_dim = 64, .seed = 3});
+  CHECK(worst_nmse(model, {.n_threads = 1, .kv_type = "q8_0"}, random_tokens(4, 40, 270)) <= 1e-3);
 }
 
 TEST_CASE("engine: the bits do not depend on threads, instruction set or the way tokens are batched") {
@@ -140,6 +142,26 @@ TEST_CASE("engine: the same in contexts longer than a chunk of attention") {
     CHECK(all_logits(engine, ids, 127) == expected);
   }
   CHECK(worst_nmse(load_tiny({.n_layer = 1, .seed = 7}), {.n_threads = 2}, random_tokens(9, 530, 270)) <= 1e-10);
+}
+
+TEST_CASE("engine: a KV cache of blocks gives the same bits on every way to the same tokens") {
+  for (const int64_t head_dim : {32, 96}) {
+    CAPTURE(head_dim);
+    const auto model = load_tiny({.n_head = 6, .n_head_kv = 2, .head_dim = head_dim, .dtype = DType::kF16, .seed = 11});
+    const Ids ids = random_tokens(12, 300, 270);
+    const Logits expected = all_logits(model, {.n_threads = 1, .kv_type = "q8_0", .isa = "generic"}, ids);
+    CHECK(expected != all_logits(model, {.n_threads = 1}, ids));
+    for (const std::string& isa : isas())
+      CHECK(all_logits(model, {.n_threads = 3, .n_batch = 37, .kv_type = "q8_0", .isa = isa}, ids) == expected);
+    const auto engine = Engine::create(model, {.n_threads = 2, .kv_type = "q8_0"});
+    for (const size_t piece : {1, 3, 127}) CHECK(all_logits(engine, ids, piece) == expected);
+    Session session = open_with(engine, random_tokens(13, 290, 270));
+    session.truncate(0);
+    session.prefill(std::span(ids).first(280));
+    session.truncate(33);
+    session.prefill(std::span(ids).subspan(33));
+    CHECK(copy(session.logits()) == Logits(expected.end() - model->config().n_vocab, expected.end()));
+  }
 }
 
 TEST_CASE("engine: a batch of 8 sequences of different lengths equals 8 single runs") {
@@ -210,7 +232,8 @@ TEST_CASE("engine: options outside their range are refused") {
   refused({.n_threads = 1, .device = "tpu"});
   CHECK_THROWS_AS(Engine::create(load_tiny({.activation = Activation::kSilu}), {.n_threads = 1, .mode = "exact"}), UnsupportedModelError);
   CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .mode = "predict"}), UnsupportedModelError);
-  CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .kv_type = "q8_0"}), UnsupportedModelError);
+  CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .kv_type = "q8_0"}), UnsupportedModelError);  // heads of 16
+  CHECK(Engine::create(load_tiny({.head_dim = 32}), {.n_threads = 1, .kv_type = "q8_0"})->info().kv_type == "q8_0");
   CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .isa = "avx1024"}), Error);
   CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .device = "virtual"}), DeviceError);
 }

@@ -8,9 +8,11 @@
 namespace hotset::cpu::test {
 namespace {
 
+constexpr WeightType kKvTypes[] = {kWeightF32, kWeightF16, kWeightQ8_0};
+
 // One call's inputs. Pages beyond n_pos rows do not exist: the last page ends where memory ends.
 struct AttendCase {
-  bool kv_f16;
+  WeightType kv_type;
   int64_t head_dim;
   int64_t n_pos;
   float scale;
@@ -19,13 +21,13 @@ struct AttendCase {
   std::vector<std::unique_ptr<Guarded<float>>> q;
   std::vector<int32_t> begin, end;
 
-  AttendCase(Random& random, bool kv_f16_in, int64_t head_dim_in, int64_t n_pos_in, int64_t n_q, float softcap_in)
-      : kv_f16(kv_f16_in), head_dim(head_dim_in), n_pos(n_pos_in), scale(0.4f), softcap(softcap_in) {
-    const WeightType type = kv_f16 ? kWeightF16 : kWeightF32;
+  AttendCase(Random& random, WeightType kv_type_in, int64_t head_dim_in, int64_t n_pos_in, int64_t n_q,
+             float softcap_in)
+      : kv_type(kv_type_in), head_dim(head_dim_in), n_pos(n_pos_in), scale(0.4f), softcap(softcap_in) {
     for (int64_t t = 0; t < n_pos; t += kPagePositions) {
       const int64_t rows = std::min(kPagePositions, n_pos - t);
-      k.push_back(std::make_unique<Matrix>(random, type, rows, head_dim, Scale::kOrdinary));
-      v.push_back(std::make_unique<Matrix>(random, type, rows, head_dim, Scale::kOrdinary));
+      k.push_back(std::make_unique<Matrix>(random, kv_type, rows, head_dim, Scale::kOrdinary));
+      v.push_back(std::make_unique<Matrix>(random, kv_type, rows, head_dim, Scale::kOrdinary));
     }
     for (int64_t i = 0; i < n_q; ++i) {
       q.push_back(std::make_unique<Guarded<float>>(head_dim));
@@ -57,7 +59,7 @@ void with_args(const AttendCase& c, int64_t first, int64_t n, Attended& out, siz
   Guarded<std::byte> scratch(static_cast<int64_t>(rounded));
   std::fill_n(scratch.data(), rounded, std::byte{0xff});  // NaN
   const int64_t stride = c.head_dim + 3;
-  f(AttendArgs{q.data(), c.begin.data() + first, c.end.data() + first, n, k.data(), v.data(), c.kv_f16, c.n_pos,
+  f(AttendArgs{q.data(), c.begin.data() + first, c.end.data() + first, n, k.data(), v.data(), c.kv_type, c.n_pos,
                c.head_dim, c.scale, c.softcap, out.m.data() + first, out.l.data() + first,
                out.o.data() + first * stride, stride, scratch.data()});
 }
@@ -106,7 +108,7 @@ void check_case(const std::vector<Kernels>& tables, const AttendCase& c) {
   const int64_t n_q = static_cast<int64_t>(c.q.size());
   const Attended want = canonical_attend(c);
   for (const Kernels& k : tables) {
-    INFO(name(k) << " f16 " << c.kv_f16 << " head_dim " << c.head_dim << " n_pos " << c.n_pos << " n_q " << n_q);
+    INFO(name(k) << " type " << c.kv_type << " head_dim " << c.head_dim << " n_pos " << c.n_pos << " n_q " << n_q);
     const size_t scratch = k.attend_scratch_bytes(c.head_dim);
     Attended together = room_for(c);
     with_args(c, 0, n_q, together, scratch, [&](const AttendArgs& args) { k.attend_chunk(args); });
@@ -125,9 +127,10 @@ void check_against_reference(const AttendCase& c) {
   Attended unused = room_for(c);
   with_args(c, 0, static_cast<int64_t>(n_q), unused, 64,
             [&](const AttendArgs& args) { reference::attend(args, m.data(), l.data(), o.data()); });
-  // A score is a dot of head_dim products below 1 (head_dim / 16 + 5 roundings), scaled, capped with tanh's 2^-22; p
-  // carries twice its error (s and m) and 2 ulp; l and o add at most n_pos roundings of a sum below n_pos.
-  const double score_error = 0x1p-24 * (c.head_dim / 16.0 + 8) * c.head_dim * c.scale + c.softcap * 0x1p-21;
+  // A score is a dot of head_dim products below `largest` (head_dim / 16 + 5 roundings), scaled, capped with tanh's 2^-22;
+  // p carries twice its error (s and m) and 2 ulp; l and o add at most n_pos roundings of a sum below n_pos.
+  const double largest = c.kv_type == kWeightQ8_0 ? 128.0 : 1.0;
+  const double score_error = largest * 0x1p-24 * (c.head_dim / 16.0 + 8) * c.head_dim * c.scale + c.softcap * 0x1p-21;
   const double p_error = 2.0 * score_error + 4 * 0x1p-24;
   const double n = static_cast<double>(c.n_pos);
   for (size_t i = 0; i < n_q; ++i) {
@@ -140,7 +143,7 @@ void check_against_reference(const AttendCase& c) {
     for (size_t d = 0; d < static_cast<size_t>(c.head_dim); ++d) {
       const float got_o = got.o[i * static_cast<size_t>(c.head_dim + 3) + d];
       const double exact = o[i * static_cast<size_t>(c.head_dim) + d];
-      REQUIRE(std::fabs(got_o - exact) <= n * (p_error + n * 0x1p-24));
+      REQUIRE(std::fabs(got_o - exact) <= largest * n * (p_error + n * 0x1p-24));
     }
   }
 }
@@ -149,11 +152,12 @@ TEST_CASE("attend_chunk sees everything") {
   Random random(21);
   INFO("seed " << random.seed());
   const std::vector<Kernels> tables = float_tables();
-  for (bool f16 : {false, true})
-    for (int64_t head_dim : {8, 32, 64, 80, 128})
+  for (WeightType type : kKvTypes)
+    for (int64_t head_dim : {8, 32, 64, 80, 96, 128})
       for (int64_t n_pos : {1, 2, 15, 16, 31, 32, 33, 70, 255, 256}) {
+        if (type == kWeightQ8_0 && head_dim % kBlock != 0) continue;
         const int64_t n_q = 1 + random.below(n_pos > 64 ? 8 : 30);
-        const AttendCase c(random, f16, head_dim, n_pos, n_q, random.below(3) == 0 ? 0.7f : 0.0f);
+        const AttendCase c(random, type, head_dim, n_pos, n_q, random.below(3) == 0 ? 0.7f : 0.0f);
         check_case(tables, c);
         if (n_pos < 100) check_against_reference(c);
       }
@@ -164,9 +168,10 @@ TEST_CASE("attend_chunk masks positions, and unseen ones leave no trace") {
   INFO("seed " << random.seed());
   const std::vector<Kernels> tables = float_tables();
   for (int round = 0; round < 60; ++round) {
-    const bool f16 = random.below(2) == 0;
+    const WeightType type = kKvTypes[random.below(3)];
     const int64_t n_pos = 1 + random.below(200);
-    AttendCase c(random, f16, random.below(2) ? 64 : 40, n_pos, 1 + random.below(20), random.below(2) ? 3.0f : 0.0f);
+    const int64_t head_dim = type == kWeightQ8_0 || random.below(2) ? 64 : 40;
+    AttendCase c(random, type, head_dim, n_pos, 1 + random.below(20), random.below(2) ? 3.0f : 0.0f);
     const int64_t kind = random.below(3);
     for (size_t i = 0; i < c.q.size(); ++i) {
       const int64_t a = random.below(n_pos + 1);
@@ -188,7 +193,7 @@ TEST_CASE("attend_chunk masks positions, and unseen ones leave no trace") {
 
 TEST_CASE("attend_chunk passes NaN on") {
   Random random(23);
-  AttendCase c(random, false, 32, 40, 3, 0.0f);
+  AttendCase c(random, kWeightF32, 32, 40, 3, 0.0f);
   (*c.q[1])[5] = NAN;
   c.begin[2] = c.end[2] = 7;
   for (const Kernels& k : float_tables()) {

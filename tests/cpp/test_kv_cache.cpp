@@ -80,8 +80,9 @@ TEST_CASE("kv blocks: random use agrees with a plain count") {
 }
 
 TEST_CASE("kv layout: pages of a block lie side by side and fill it") {
-  for (const DType dtype : {DType::kF16, DType::kF32}) {
-    const KvLayout kv{3, 2, 5, dtype};
+  for (const DType dtype : {DType::kF16, DType::kF32, DType::kQ8_0}) {
+    const int64_t head_dim = dtype == DType::kQ8_0 ? 64 : 5;
+    const KvLayout kv{3, 2, head_dim, dtype};
     std::vector<size_t> offsets;
     for (int64_t layer = 0; layer < 3; ++layer)
       for (int64_t head = 0; head < 2; ++head)
@@ -89,7 +90,7 @@ TEST_CASE("kv layout: pages of a block lie side by side and fill it") {
     std::sort(offsets.begin(), offsets.end());
     for (size_t i = 0; i < offsets.size(); ++i) CHECK(offsets[i] == i * kv.page_bytes());
     CHECK(kv.block_bytes() == offsets.size() * kv.page_bytes());
-    CHECK(kv.page_bytes() == 32 * 5 * (dtype == DType::kF16 ? 2u : 4u));
+    CHECK(kv.page_bytes() == 32 * (dtype == DType::kQ8_0 ? 2 * 34u : dtype == DType::kF16 ? 5 * 2u : 5 * 4u));
   }
 }
 
