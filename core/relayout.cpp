@@ -56,7 +56,7 @@ Relayout::Relayout(const Model& model, int32_t n_threads, const LogSink& log) : 
   Error2 total;
   for (const Error2& each : errors) total.error += each.error, total.size += each.size;
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-  log_to(log, LogLevel::kInfo,
+  log_to(log, LogLevel::kWarning,
          summary(static_cast<size_t>(n_layers), n_bytes_, elapsed.count(),
                  total.size > 0 ? std::sqrt(total.error / total.size) : 0));
 }
