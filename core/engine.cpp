@@ -18,8 +18,6 @@ constexpr int64_t kMaxLogitBytes = int64_t{64} << 20;
 // Activations of a step may take this much, or as much as the weights: a model with few weights and wide layers gets
 // smaller steps, not gigabytes.
 constexpr uint64_t kMinActivationBytes = uint64_t{64} << 20;
-// Steps of at most this many rows skip inactive units in exact mode; more rows together need most units anyway.
-constexpr int64_t kExactRows = 8;
 // KV memory is allocated in pieces of about this size.
 constexpr int64_t kSlabBytes = int64_t{16} << 20;
 
@@ -116,7 +114,7 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
   memory_limit_ = physical_memory_bytes();
   device_ = make_device(options);
   if (exact_) relayout_ = std::make_unique<Relayout>(*model, device_->info().n_threads, options.log);
-  executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get()}, make_plans(options));
+  executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get()}, make_plan(options));
   const int64_t blocks_each = (n_ctx_ + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions;
   pool_ = std::make_unique<KvBlockPool>(options.n_sequences > 0 ? blocks_each * options.n_sequences : INT32_MAX);
   const int64_t block_bytes = static_cast<int64_t>(executor_->plan().kv.block_bytes());
@@ -125,8 +123,7 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
 
 const Weights& EngineImpl::weights() const { return relayout_ ? relayout_->weights() : model->weights(); }
 
-// The dense plan, and before it, in exact mode, the one for few rows.
-std::vector<Plan> EngineImpl::make_plans(const EngineOptions& options) const {
+Plan EngineImpl::make_plan(const EngineOptions& options) const {
   const ModelConfig& config = model->config();
   PlanOptions plan_options;
   plan_options.max_rows = std::min<int64_t>(options.n_batch, n_ctx_ * std::max(options.n_sequences, 1));
@@ -135,16 +132,11 @@ std::vector<Plan> EngineImpl::make_plans(const EngineOptions& options) const {
   plan_options.max_output_rows = std::clamp<int64_t>(kMaxLogitBytes / logit_bytes, 1, plan_options.max_rows);
   plan_options.max_positions = n_ctx_;
   plan_options.kv_type = kv_type_;
-  std::vector<Plan> out;
-  out.push_back(build_plan(config, weights(), plan_options));
-  out[0].max_rows = affordable_rows(out[0]);
-  out[0].max_output_rows = std::min(out[0].max_output_rows, out[0].max_rows);
-  if (!exact_) return out;
-  plan_options.exact = true;
-  plan_options.max_rows = std::min(kExactRows, out[0].max_rows);
-  plan_options.max_output_rows = std::min(kExactRows, out[0].max_output_rows);
-  out.insert(out.begin(), build_plan(config, weights(), plan_options));
-  return out;
+  plan_options.exact = exact_;
+  Plan plan = build_plan(config, weights(), plan_options);
+  plan.max_rows = affordable_rows(plan);
+  plan.max_output_rows = std::min(plan.max_output_rows, plan.max_rows);
+  return plan;
 }
 
 // How many rows of the plan fit the memory that activations may take; at least one.

@@ -63,7 +63,7 @@ class EngineImpl {
   };
 
   const Weights& weights() const;
-  std::vector<Plan> make_plans(const EngineOptions& options) const;
+  Plan make_plan(const EngineOptions& options) const;
   int64_t affordable_rows(const Plan& plan) const;
   void check(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states) const;
   void reserve_blocks(SequenceState& state, size_t n_positions);
@@ -77,7 +77,7 @@ class EngineImpl {
   std::unique_ptr<Device> device_;
   std::unique_ptr<Relayout> relayout_;  // in exact mode: the weights that plans use
   std::unique_ptr<Executor> executor_;
-  bool exact_ = false;  // few rows skip inactive units
+  bool exact_ = false;  // inactive units are skipped
   DType kv_type_ = DType::kF16;
   int64_t n_ctx_ = 0;
   uint64_t memory_limit_ = 0;

@@ -4,29 +4,16 @@
 
 namespace hotset {
 
-Executor::Executor(std::vector<Device*> devices, std::vector<Plan> plans) : devices_(std::move(devices)) {
-  buckets_.reserve(plans.size());
-  for (Plan& plan : plans) {
-    buckets_.push_back({std::move(plan), {}});
-    for (size_t lane = 0; lane < devices_.size(); ++lane)
-      buckets_.back().programs.push_back(devices_[lane]->compile(buckets_.back().plan, static_cast<int32_t>(lane)));
-  }
-  latest_ = &buckets_.back();
+Executor::Executor(std::vector<Device*> devices, Plan plan) : devices_(std::move(devices)), plan_(std::move(plan)) {
+  for (size_t lane = 0; lane < devices_.size(); ++lane)
+    programs_.push_back(devices_[lane]->compile(plan_, static_cast<int32_t>(lane)));
 }
 
 void Executor::run(const StepParams& params) {
-  latest_ = &buckets_.back();
-  for (const Bucket& bucket : buckets_) {
-    if (static_cast<int64_t>(params.rows.size()) > bucket.plan.max_rows ||
-        static_cast<int64_t>(params.output_rows.size()) > bucket.plan.max_output_rows)
-      continue;
-    latest_ = &bucket;
-    break;
-  }
   std::exception_ptr error;
   for (size_t lane = 0; lane < devices_.size() && !error; ++lane) {
     try {
-      devices_[lane]->launch(*latest_->programs[lane], params);
+      devices_[lane]->launch(*programs_[lane], params);
     } catch (...) {
       error = std::current_exception();
     }
@@ -41,23 +28,21 @@ void Executor::run(const StepParams& params) {
   if (error) std::rethrow_exception(error);
 }
 
-const float* Executor::logits() const { return latest_->programs.back()->buffer(latest_->plan.logits); }
+const float* Executor::logits() const { return programs_.back()->buffer(plan_.logits); }
 
 size_t Executor::buffer_bytes() const {
   size_t out = 0;
-  for (const Bucket& bucket : buckets_)
-    for (const auto& program : bucket.programs) out += program->buffer_bytes();
+  for (const auto& program : programs_) out += program->buffer_bytes();
   return out;
 }
 
 UnitCounts Executor::unit_counts() const {
   UnitCounts out;
-  for (const Bucket& bucket : buckets_)
-    for (const auto& program : bucket.programs) {
-      const UnitCounts counts = program->unit_counts();
-      out.active += counts.active;
-      out.total += counts.total;
-    }
+  for (const auto& program : programs_) {
+    const UnitCounts counts = program->unit_counts();
+    out.active += counts.active;
+    out.total += counts.total;
+  }
   return out;
 }
 

@@ -1,4 +1,4 @@
-// Runs steps: picks the plan for the number of rows, launches its program on every lane and joins them.
+// Runs the steps of a plan: launches the program of every lane and joins them.
 #pragma once
 
 #include <memory>
@@ -11,30 +11,23 @@ namespace hotset {
 
 class Executor {
  public:
-  // devices[i] serves lane i. Plans of one model in ascending order of max_rows; they give the same results and share
-  // KV memory. The devices and the plans' weights must outlive the executor.
-  Executor(std::vector<Device*> devices, std::vector<Plan> plans);
+  // devices[i] serves lane i. The devices and the plan's weights must outlive the executor.
+  Executor(std::vector<Device*> devices, Plan plan);
 
-  // Computes one step with the first plan that has room for it. Rethrows the first error of any lane after all have
-  // stopped.
+  // Computes one step. Rethrows the first error of any lane after all have stopped.
   void run(const StepParams& params);
 
   // Logits of the latest step's output rows: (n_output_rows, n_vocab).
   const float* logits() const;
 
-  // The plan for most rows.
-  const Plan& plan() const { return buckets_.back().plan; }
+  const Plan& plan() const { return plan_; }
   size_t buffer_bytes() const;
-  UnitCounts unit_counts() const;  // of all programs
+  UnitCounts unit_counts() const;  // of all lanes
 
  private:
-  struct Bucket {
-    Plan plan;
-    std::vector<std::unique_ptr<Program>> programs;  // one per lane
-  };
   std::vector<Device*> devices_;
-  std::vector<Bucket> buckets_;
-  const Bucket* latest_ = nullptr;  // whose logits are the latest step's
+  Plan plan_;
+  std::vector<std::unique_ptr<Program>> programs_;  // one per lane
 };
 
 }  // namespace hotset

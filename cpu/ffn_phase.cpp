@@ -7,27 +7,52 @@
 namespace hotset::cpu {
 namespace {
 
-// A tile of the down pass with many rows: this many rows by this many columns of the output.
-constexpr int64_t kTileRows = 64;
-constexpr int64_t kTileColumns = 64;
-constexpr int64_t kTileFloats = kTileRows * kTileColumns;
+// Tiles of the down pass with many rows: rows by columns of the output. With all units the widened weights of a tile
+// serve every row; with lists a range's rows of ffn_down_t stay in the cache from one row's list to the next.
+struct TileSize {
+  int64_t n_rows, n_cols;
+  int64_t n_floats() const { return n_rows * n_cols; }
+};
+constexpr TileSize kDenseTile{64, 64}, kListedTile{16, 1024};
 // A balanced tree over 16 ranges holds at most one unmerged sum per level, and the one being computed.
 constexpr int64_t kTileLevels = 5;
+
+// A step computes listed units alone while at most this share of all units is listed, in percent; beyond that the dense
+// kernels are faster. Measured on a 2-core Zen 5 VM, llama-1b, Q4_0: see docs/BENCHMARKS.md, "Crossover".
+constexpr int64_t kMostListedFew = 60;
+constexpr int64_t kMostListedMany = 35;
+constexpr int64_t kManyRows = 64;
 
 // Shares of a row's unit list that are computed as one task, for each worker: enough that a worker that lost its core
 // does not hold up the others, few enough that a share is long against its first cache misses.
 constexpr int64_t kSharesPerWorker = 4;
 
-// All units of a range.
-RowSumArgs range_args(const FfnShape& shape, int64_t range) {
-  RowSumArgs args;
-  args.w = weight_rows(shape.down_t);
-  args.list = nullptr;
-  args.first_unit = unit_range_begin(shape.n_ff(), range);
-  args.n_units = unit_range_begin(shape.n_ff(), range + 1) - args.first_unit;
-  args.h = shape.h + args.first_unit;
-  args.h_stride = shape.stride;
-  return args;
+// Rows and columns of the output, and where their sums go: row r's at sums + r * stride.
+struct DownPart {
+  int64_t first_row, n_rows, first_col, n_cols;
+  float* sums;
+  int64_t stride;
+};
+
+// Sums one range of units, of all or of the listed ones.
+void sum_range(const StepContext& context, const FfnShape& shape, int64_t range, const DownPart& part) {
+  for (int64_t row = 0; row < part.n_rows; ++row)
+    std::memset(part.sums + row * part.stride, 0, static_cast<size_t>(part.n_cols) * sizeof(float));
+  const int64_t first = unit_range_begin(shape.n_ff(), range), end = unit_range_begin(shape.n_ff(), range + 1);
+  const auto row_sum = context.kernels.row_sum[weight_type(shape.down_t.dtype)];
+  const float* const h = shape.h + part.first_row * shape.stride;
+  RowSumArgs args{weight_rows(shape.down_t), nullptr,       first,       end - first, h + first, shape.stride,
+                  part.n_rows,               part.first_col, part.n_cols, part.sums,   part.stride};
+  if (!shape.skips_units(context)) return row_sum(args);
+  args.n_acts = 1;
+  for (int64_t row = 0; row < part.n_rows; ++row, args.acc += part.stride) {
+    const UnitList list = unit_list(shape.units, part.first_row + row);
+    const int64_t begin = list.position(first);
+    args.list = list.units + begin;
+    args.n_units = list.position(end) - begin;
+    args.h = h + row * shape.stride + begin;
+    row_sum(args);
+  }
 }
 
 // Products of units [first, first + n) with every row.
@@ -77,7 +102,17 @@ void activate(const Kernels& kernels, Activation activation, const float* gate, 
   }
 }
 
-size_t ffn_tile_bytes() { return kTileLevels * kTileFloats * sizeof(float); }
+bool FfnShape::skips_units(const StepContext& context) const {
+  if (!units.data) return false;
+  int64_t n_listed = 0;
+  for (int64_t row = 0; row < context.n_rows; ++row) n_listed += unit_list(units, row).n;
+  return 100 * n_listed <= (context.n_rows < kManyRows ? kMostListedFew : kMostListedMany) * context.n_rows * n_ff();
+}
+
+size_t ffn_tile_bytes(bool with_lists) {
+  const int64_t n = with_lists ? std::max(kDenseTile.n_floats(), kListedTile.n_floats()) : kDenseTile.n_floats();
+  return static_cast<size_t>(kTileLevels * n) * sizeof(float);
+}
 
 int64_t FfnUnitsPhase::n_tasks(const StepContext& context) const {
   return context.n_rows == 0 ? 0 : div_up(shape_.n_ff(), weight_rows_per_task(shape_.n_ff(), context.n_workers));
@@ -101,20 +136,34 @@ void FfnUnitsPhase::run(int64_t task, int32_t worker, const StepContext& context
 // row's list names it too. Units without a gate have their products already.
 int64_t FfnListedPhase::n_tasks(const StepContext& context) const {
   if (!shape_.gate) return context.n_rows;
-  if (context.n_rows == 1) return context.n_workers * kSharesPerWorker;
+  if (context.n_rows == 1 && shape_.skips_units(context)) return context.n_workers * kSharesPerWorker;
   return context.n_rows == 0 ? 0 : div_up(shape_.n_ff(), weight_rows_per_task(shape_.n_ff(), context.n_workers));
 }
 
-void FfnListedPhase::run(int64_t task, int32_t, const StepContext& context) const {
+void FfnListedPhase::run(int64_t task, int32_t worker, const StepContext& context) const {
+  const bool skips = shape_.skips_units(context);
+  const int64_t each = weight_rows_per_task(shape_.n_ff(), context.n_workers);
+  if (!skips && !shape_.gate)
+    return activate(context.kernels, shape_.activation, nullptr, shape_.detected.row(task), shape_.n_ff(),
+                    shape_.h + task * shape_.stride);
+  if (!skips) return compute_block(task * each, std::min(each, shape_.n_ff() - task * each), worker, context);
   if (!shape_.gate) return compute_listed(context, shape_, task, 0, unit_list(shape_.units, task).n);
   if (context.n_rows == 1) {
     const int64_t n = unit_list(shape_.units, 0).n, n_shares = context.n_workers * kSharesPerWorker;
     return compute_listed(context, shape_, 0, n * task / n_shares, n * (task + 1) / n_shares);
   }
-  const int64_t each = weight_rows_per_task(shape_.n_ff(), context.n_workers);
   for (int64_t row = 0; row < context.n_rows; ++row) {
     const UnitList list = unit_list(shape_.units, row);
     compute_listed(context, shape_, row, list.position(task * each), list.position((task + 1) * each));
+  }
+}
+
+// So many units are active that all are computed: h of units [first, first + n) of every row, from their detect values.
+void FfnListedPhase::compute_block(int64_t first, int64_t n, int32_t worker, const StepContext& context) const {
+  multiply_units(context, shape_, shape_.up, shape_.up_bias, first, n, shape_.products, worker);
+  for (int64_t row = 0; row < context.n_rows; ++row) {
+    const int64_t at = row * shape_.stride + first;
+    activate(context.kernels, shape_.activation, shape_.detected.row(row) + first, shape_.products + at, n, shape_.h + at);
   }
 }
 
@@ -127,7 +176,8 @@ int64_t FfnDownPhase::column_tile(const StepContext& context) const {
 int64_t FfnDownPhase::n_tasks(const StepContext& context) const {
   if (context.n_rows == 0) return 0;
   if (shape_.by_ranges(context)) return kUnitRanges * div_up(shape_.down_t.n_cols, column_tile(context));
-  return div_up(context.n_rows, kTileRows) * div_up(shape_.down_t.n_cols, kTileColumns);
+  const TileSize tile = shape_.skips_units(context) ? kListedTile : kDenseTile;
+  return div_up(context.n_rows, tile.n_rows) * div_up(shape_.down_t.n_cols, tile.n_cols);
 }
 
 void FfnDownPhase::run(int64_t task, int32_t worker, const StepContext& context) const {
@@ -139,59 +189,34 @@ void FfnDownPhase::run(int64_t task, int32_t worker, const StepContext& context)
 
 void FfnDownPhase::run_range(int64_t task, const StepContext& context) const {
   const int64_t tile = column_tile(context), n_cols = shape_.down_t.n_cols;
-  const int64_t range = task % kUnitRanges;
-  const auto row_sum = context.kernels.row_sum[weight_type(shape_.down_t.dtype)];
-  RowSumArgs args = range_args(shape_, range);
-  args.first_col = task / kUnitRanges * tile;
-  args.n_cols = std::min(tile, n_cols - args.first_col);
-  args.acc_stride = n_cols;
-  args.acc = shape_.partials + range * shape_.partial_rows * n_cols + args.first_col;
-  for (int64_t row = 0; row < context.n_rows; ++row)
-    std::memset(args.acc + row * n_cols, 0, static_cast<size_t>(args.n_cols) * sizeof(float));
-  args.n_acts = shape_.has_list() ? 1 : context.n_rows;
-  if (!shape_.has_list()) return row_sum(args);
-  const int64_t first = args.first_unit, end = first + args.n_units;
-  for (int64_t row = 0; row < context.n_rows; ++row, args.acc += n_cols) {
-    const UnitList list = unit_list(shape_.units, row);
-    const int64_t begin = list.position(first);
-    args.list = list.units + begin;
-    args.n_units = list.position(end) - begin;
-    args.h = shape_.h + row * shape_.stride + begin;
-    row_sum(args);
-  }
+  const int64_t range = task % kUnitRanges, first_col = task / kUnitRanges * tile;
+  float* const sums = shape_.partials + range * shape_.partial_rows * n_cols + first_col;
+  sum_range(context, shape_, range, {0, context.n_rows, first_col, std::min(tile, n_cols - first_col), sums, n_cols});
 }
 
 // Many rows: one tile of the output, ranges in order; neighbours of equal size are merged as they come, like the
 // carries of a binary counter, which is the balanced tree of neighbours.
 void FfnDownPhase::run_tile(int64_t task, int32_t worker, const StepContext& context) const {
-  const int64_t n_row_tiles = div_up(context.n_rows, kTileRows);
-  const int64_t first_row = task % n_row_tiles * kTileRows;
-  const int64_t first_col = task / n_row_tiles * kTileColumns;
-  const int64_t n_rows = std::min(kTileRows, context.n_rows - first_row);
-  const int64_t n_cols = std::min(kTileColumns, shape_.down_t.n_cols - first_col);
+  const TileSize tile = shape_.skips_units(context) ? kListedTile : kDenseTile;
+  const int64_t n_row_tiles = div_up(context.n_rows, tile.n_rows), n_floats = tile.n_floats();
+  DownPart part{task % n_row_tiles * tile.n_rows, 0, task / n_row_tiles * tile.n_cols, 0, nullptr, tile.n_cols};
+  part.n_rows = std::min(tile.n_rows, context.n_rows - part.first_row);
+  part.n_cols = std::min(tile.n_cols, shape_.down_t.n_cols - part.first_col);
   float* sums = reinterpret_cast<float*>(shape_.tiles + static_cast<size_t>(worker) * shape_.tile_distance);
   int64_t depth = 0;
   for (int64_t range = 0; range < kUnitRanges; ++range) {
-    float* sum = sums + depth++ * kTileFloats;
-    std::memset(sum, 0, kTileFloats * sizeof(float));
-    RowSumArgs args = range_args(shape_, range);
-    args.h += first_row * shape_.stride;
-    args.n_acts = n_rows;
-    args.first_col = first_col;
-    args.n_cols = n_cols;
-    args.acc = sum;
-    args.acc_stride = kTileColumns;
-    context.kernels.row_sum[weight_type(shape_.down_t.dtype)](args);
+    part.sums = sums + depth++ * n_floats;
+    sum_range(context, shape_, range, part);
     for (int64_t carry = range + 1; carry % 2 == 0; carry /= 2, --depth) {
-      float* left = sums + (depth - 2) * kTileFloats;
-      context.kernels.add(left, left + kTileFloats, kTileFloats, left);
+      float* left = sums + (depth - 2) * n_floats;
+      context.kernels.add(left, left + n_floats, n_floats, left);
     }
   }
   const float* const bias = shape_.down_bias;
-  for (int64_t row = 0; row < n_rows; ++row) {
-    float* const to = shape_.out.row(first_row + row) + first_col;
-    std::memcpy(to, sums + row * kTileColumns, static_cast<size_t>(n_cols) * sizeof(float));
-    if (bias != nullptr) context.kernels.add(to, bias + first_col, n_cols, to);
+  for (int64_t row = 0; row < part.n_rows; ++row) {
+    float* const to = shape_.out.row(part.first_row + row) + part.first_col;
+    std::memcpy(to, sums + row * part.stride, static_cast<size_t>(part.n_cols) * sizeof(float));
+    if (bias != nullptr) context.kernels.add(to, bias + part.first_col, part.n_cols, to);
   }
 }
 

@@ -297,7 +297,7 @@ void PhaseBuilder::add(const op::SparseFfn& o) {
   if (shape.gate) quantize_for(shape.gate.dtype, o.in);
   quantize_for(shape.up.dtype, o.in);
   shape.stride = row_stride(shape.n_ff());
-  shape.partial_rows = o.units ? plan_.max_rows : std::min(plan_.max_rows, kFewRows);
+  shape.partial_rows = std::min(plan_.max_rows, o.units ? kFewListedRows : kFewRows);
   shape.scratch = gemm_scratch(shape.scratch_distance);
   if (!units_h_) {  // all layers have the same sizes, so one set serves them all
     const size_t n = static_cast<size_t>(plan_.max_rows * shape.stride) * sizeof(float);
@@ -305,7 +305,7 @@ void PhaseBuilder::add(const op::SparseFfn& o) {
     if (shape.gate) units_products_ = reinterpret_cast<float*>(take_memory(n));
     const int64_t n_partials = kUnitRanges * shape.partial_rows * shape.down_t.n_cols;
     partials_ = reinterpret_cast<float*>(take_memory(static_cast<size_t>(n_partials) * sizeof(float)));
-    tile_memory_ = take_worker_memory(ffn_tile_bytes(), tile_distance_);
+    tile_memory_ = take_worker_memory(ffn_tile_bytes(static_cast<bool>(o.units)), tile_distance_);
   }
   shape.h = units_h_, shape.products = units_products_, shape.partials = partials_;
   shape.tiles = tile_memory_, shape.tile_distance = tile_distance_;

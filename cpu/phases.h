@@ -16,6 +16,8 @@ constexpr int64_t kRowsPerTask = 4;
 
 // Largest number of rows for which a dense down pass and attention split one row's work over the team.
 constexpr int64_t kFewRows = 4;
+// The same for a down pass over unit lists.
+constexpr int64_t kFewListedRows = 8;
 
 // Attention over more chunks than this is not split over tasks: 131,072 positions.
 constexpr int64_t kMaxSplitChunks = 512;
@@ -114,18 +116,20 @@ struct FfnShape {
   float* products; // (max_rows, stride): products of the up rows where there is a gate
   int64_t stride;  // floats between rows
   float* partials; // (kUnitRanges, partial_rows, n_embd): sums of each range when there are few rows
-  int64_t partial_rows;
+  int64_t partial_rows;  // how many rows are few
   std::byte* tiles;  // per worker: sums of ranges not yet merged
   size_t tile_distance;
   std::byte* scratch;  // per worker, for the blocked kernel
   size_t scratch_distance;
 
   int64_t n_ff() const { return up.n_rows; }
-  bool has_list() const { return units.data != nullptr; }
-  // Whether ranges are summed one by one and merged in a phase of its own; a list asks for that with any row count.
-  bool by_ranges(const StepContext& context) const { return has_list() || context.n_rows <= partial_rows; }
+  // Whether ranges are summed one by one and merged in a phase of its own.
+  bool by_ranges(const StepContext& context) const { return context.n_rows <= partial_rows; }
+  // Whether only listed units are computed in this step: false without a list, and when the lists of its rows name so
+  // many units that computing all is faster. The result is the same.
+  bool skips_units(const StepContext& context) const;
 };
-size_t ffn_tile_bytes();
+size_t ffn_tile_bytes(bool with_lists);
 
 // The unit list of a row, as SelectUnits wrote it.
 struct UnitList {
@@ -150,7 +154,7 @@ class FfnUnitsPhase final : public Phase {
   FfnShape shape_;
 };
 
-// Up products and h of the listed units only; their detect values are there.
+// Up products and h of the listed units, or of all when the lists are long; detect values are there.
 class FfnListedPhase final : public Phase {
  public:
   explicit FfnListedPhase(const FfnShape& shape) : shape_(shape) {}
@@ -158,6 +162,7 @@ class FfnListedPhase final : public Phase {
   void run(int64_t task, int32_t worker, const StepContext& context) const override;
 
  private:
+  void compute_block(int64_t first, int64_t n, int32_t worker, const StepContext& context) const;
   FfnShape shape_;
 };
 
