@@ -271,6 +271,54 @@ def test_tokenizer_files_with_odd_values_end_in_an_error_or_a_vocabulary(tmp_pat
     assert n_refused > 30 and n_read > 30
 
 
+def write_gpt2_files(folder: Path, merges: str = "#version: 0.2\na b\n\nab c\n") -> dict[str, Any]:
+    """Writes a tokenizer as OPT publishes it; returns its tokenizer_config.json."""
+    texts = ["<s>", "<pad>", "</s>", "<unk>", "a", "b", "c", "ab", "abc", "#"]
+    (folder / "vocab.json").write_text(json.dumps({text: i for i, text in enumerate(texts)}))
+    (folder / "merges.txt").write_bytes(merges.encode("utf-8", "surrogateescape"))
+    end = {"content": "</s>", "normalized": True, "__type": "AddedToken"}
+    return {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, "add_prefix_space": False, "bos_token": end,
+            "eos_token": end, "unk_token": end, "pad_token": "<pad>"}  # fmt: skip
+
+
+def test_gpt2_files(tmp_path: Path) -> None:
+    vocabulary = read(tmp_path, 12, {"model_type": "opt"}, tokenizer_config=write_gpt2_files(tmp_path))
+    assert (vocabulary.model, vocabulary.pre) == ("gpt2", "gpt-2")
+    assert vocabulary.merges == ["a b", "ab c"] and vocabulary.tokens[2:10:7] == ["</s>", "#"]
+    # transformers takes the text "<s>" apart: only the tokens that have a role are special.
+    assert vocabulary.types == [kNormal, kControl, kControl, *[kNormal] * 7, kUnused, kUnused]
+    assert vocabulary.special_ids == {
+        "bos_token_id": 2, "eos_token_id": 2, "unknown_token_id": 2, "padding_token_id": 1}  # fmt: skip
+    assert vocabulary.flags == {"add_bos_token": True, "add_eos_token": False}
+
+
+@pytest.mark.parametrize(
+    "merges, changes, kind, match",
+    [
+        ("a b c", {}, ModelFormatError, "merge 0"),
+        ("a z", {}, ModelFormatError, "merge 0"),
+        ("a b\udcff", {}, ModelFormatError, "merges.txt.*UTF-8"),
+        ("a b", {"add_prefix_space": True}, UnsupportedModelError, "add_prefix_space"),
+        ("a b", {"tokenizer_class": "Qwen2Tokenizer"}, ModelFormatError, "another tokenizer than GPT-2's"),
+        ("a b", {"tokenizer_class": ["GPT2Tokenizer"]}, ModelFormatError, "another tokenizer than GPT-2's"),
+    ],
+)
+def test_refused_gpt2_files(tmp_path: Path, merges: str, changes: Any, kind: type[Exception], match: str) -> None:
+    config = {**write_gpt2_files(tmp_path, merges), **changes}
+    with pytest.raises(kind, match=match):
+        read(tmp_path, 12, {"model_type": "opt"}, tokenizer_config=config)
+
+
+@pytest.mark.parametrize("number", [None, True, -1, 0.5, 1 << 40, "x", [], {}, 11])
+def test_gpt2_files_with_odd_ids(tmp_path: Path, number: Any) -> None:
+    config = write_gpt2_files(tmp_path)
+    vocab = json.loads((tmp_path / "vocab.json").read_text())
+    for text in ("</s>", "c"):
+        (tmp_path / "vocab.json").write_text(json.dumps({**vocab, text: number}))
+        with pytest.raises(ModelFormatError):
+            read(tmp_path, 11, {"model_type": "opt"}, tokenizer_config=config)
+
+
 def test_no_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError, match="tokenizer.model or tokenizer.json, got neither"):
         read(tmp_path, 16)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import Error, ModelFormatError, error_text
 
-kWanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+kWanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
 # Sub-folders hold other formats of the same weights (onnx/, original/), and so does Mistral's consolidated file.
 kUnwanted = ["*/*", "consolidated*.safetensors"]
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint folder, as GGUF keys: from `tokenizer.model`, else from `tokenizer.json`."""
+"""The tokenizer of a checkpoint folder, as GGUF keys: from `tokenizer.model`, `tokenizer.json`, or GPT-2's files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ModelFormatError, UnsupportedModelError, error_text
 from . import sentencepiece as sp
 from . import tokenizer_json as tj
-from .json_file import kMaxTokenizerBytes, read_limited, read_optional_object
+from .json_file import kMaxTokenizerBytes, read_limited, read_object, read_optional_object
 
 kAddedScore = -1000.0
 kMaxTemplateBytes = 4 << 20
@@ -72,7 +72,37 @@ class _Files:
 def _read_files(folder: Path, config: dict[str, Any]) -> _Files:
     tokenizer = read_optional_object(folder / "tokenizer.json", kMaxTokenizerBytes)
     names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
-    return _Files(folder, config, tokenizer, *(read_optional_object(folder / name) for name in names))
+    files = _Files(folder, config, tokenizer, *(read_optional_object(folder / name) for name in names))
+    if not tokenizer and _has_gpt2_files(files):
+        files.tokenizer = _from_gpt2_files(files)
+    return files
+
+
+def _has_gpt2_files(files: _Files) -> bool:
+    """Tells whether the folder has the two files of GPT-2's tokenizer, and not those of one that splits otherwise."""
+    kind = files.tokenizer_config.get("tokenizer_class")
+    is_gpt2 = kind in ("GPT2Tokenizer", "GPT2TokenizerFast") if kind else files.config.get("model_type") == "opt"
+    return is_gpt2 and all((files.folder / name).exists() for name in ("vocab.json", "merges.txt"))
+
+
+def _from_gpt2_files(files: _Files) -> dict[str, Any]:
+    """Returns the tokenizer.json that transformers would make of `vocab.json` and `merges.txt`, as far as it counts."""
+    vocab = read_object(files.folder / "vocab.json", kMaxTokenizerBytes)
+    lines = _read_text(files.folder / "merges.txt", kMaxTokenizerBytes).replace("\r\n", "\n").split("\n")
+    merges = [line for line in lines[lines[0].startswith("#version") :] if line]
+    special = {_special_text(files, role) for role in kSpecialRoles}
+    added = [{"id": vocab[text], "content": text, "special": True} for text in sorted(special & vocab.keys())]
+    space = files.tokenizer_config.get("add_prefix_space", False)
+    return {"added_tokens": added, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": space},
+            "model": {"type": "BPE", "vocab": vocab, "merges": merges}}  # fmt: skip
+
+
+def _read_text(path: Path, max_bytes: int) -> str:
+    try:
+        return read_limited(path, max_bytes).decode("utf-8")
+    except UnicodeDecodeError:
+        raise ModelFormatError(error_text(path.name, "content", "UTF-8 text", "invalid bytes",
+                                          "download the tokenizer again")) from None  # fmt: skip
 
 
 def _text_of(value: Any) -> str | None:
@@ -238,11 +268,7 @@ def _set_flags(vocabulary: Vocabulary, files: _Files) -> None:
 def _chat_template(files: _Files) -> str | None:
     path = files.folder / "chat_template.jinja"
     if path.exists():
-        try:
-            return read_limited(path, kMaxTemplateBytes).decode("utf-8")
-        except UnicodeDecodeError:
-            raise ModelFormatError(error_text(path.name, "content", "UTF-8 text", "invalid bytes",
-                                              "download the tokenizer again")) from None  # fmt: skip
+        return _read_text(path, kMaxTemplateBytes)
     template = files.tokenizer_config.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = [item for item in template if isinstance(item, dict) and item.get("name") == "default"]
@@ -282,7 +308,7 @@ def read_vocabulary(folder: Path, config: dict[str, Any], n_vocab: int, log: Cal
     elif files.tokenizer:
         vocabulary = _from_tokenizer_json(files, n_vocab, added)
     else:
-        got = "vocab.json only" if (folder / "vocab.json").exists() else "neither"
+        got = "vocab.json of another tokenizer than GPT-2's" if (folder / "vocab.json").exists() else "neither"
         remedy = "save the tokenizer with save_pretrained into this folder"
         raise ModelFormatError(error_text("convert", "tokenizer", "tokenizer.model or tokenizer.json", got, remedy))
     _place_added(vocabulary, added, n_vocab, log)
