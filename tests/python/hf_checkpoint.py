@@ -12,13 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from reference_llama import activate, causal_attention, rms_norm
+from reference_model import activate, causal_attention, layer_norm, rms_norm
 
 BASE = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 64,
     "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "vocab_size": 280, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
     "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+# What the other families change in BASE; None drops a key.
+ARCEE = {"architectures": ["ArceeForCausalLM"], "model_type": "arcee", "hidden_act": "relu2"}
+NEMOTRON = {
+    "architectures": ["NemotronForCausalLM"], "model_type": "nemotron", "hidden_act": "relu2", "rms_norm_eps": None,
+    "norm_eps": 1e-5, "partial_rotary_factor": 0.5,
+}  # fmt: skip
+OPT = {
+    "architectures": ["OPTForCausalLM"], "model_type": "opt", "hidden_act": None, "activation_function": "relu",
+    "intermediate_size": None, "ffn_dim": 96, "num_key_value_heads": None, "rms_norm_eps": None, "rope_theta": None,
+    "tie_word_embeddings": None, "do_layer_norm_before": True, "enable_bias": True, "word_embed_proj_dim": 64,
 }  # fmt: skip
 LLAMA3_SCALING = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -49,33 +60,63 @@ def stored(array: np.ndarray, dtype: str) -> tuple[str, tuple[int, ...], bytes]:
     return dtype, array.shape, array.astype({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype]).tobytes()
 
 
+def names_of(config: dict[str, Any]) -> dict[str, str]:
+    """Returns the checkpoint's names of what every family has."""
+    if config["model_type"] == "opt":
+        return {
+            "embd": "model.decoder.embed_tokens", "layers": "model.decoder.layers", "attn_norm": "self_attn_layer_norm",
+            "out": "self_attn.out_proj", "ffn_norm": "final_layer_norm", "up": "fc1", "down": "fc2",
+            "norm": "model.decoder.final_layer_norm",
+        }  # fmt: skip
+    return {
+        "embd": "model.embed_tokens", "layers": "model.layers", "attn_norm": "input_layernorm",
+        "out": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm", "up": "mlp.up_proj",
+        "down": "mlp.down_proj", "norm": "model.norm",
+    }  # fmt: skip
+
+
 def random_weights(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
     """Returns float32 weights by Hugging Face name; the seed is printed, so a failure can be repeated."""
     print("seed", seed)
     rng = np.random.default_rng(seed)
-    n_embd, n_ff, n_head = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-    head_dim = config.get("head_dim") or n_embd // n_head
-    n_kv = config.get("num_key_value_heads", n_head) * head_dim
+    kind, names = config["model_type"], names_of(config)
+    n_embd, n_head = config["hidden_size"], config["num_attention_heads"]
+    n_ff = config["ffn_dim" if kind == "opt" else "intermediate_size"]
+    n_q = n_head * (config.get("head_dim") or n_embd // n_head)
+    n_kv = n_q // n_head * config.get("num_key_value_heads", n_head)
+    weights = {}
 
-    def matrix(rows: int, columns: int) -> np.ndarray:
+    def matrix(name: str, rows: int, columns: int, bias: bool = False) -> None:
         # Few bits, so that storing as BF16 or F16 loses nothing and F32 results can be compared tightly.
-        return (rng.integers(-64, 64, (rows, columns)) / (32.0 * math.sqrt(columns))).astype(np.float16).astype("f4")
+        values = rng.integers(-64, 64, (rows, columns)) / (32.0 * math.sqrt(columns))
+        weights[f"{name}.weight"] = values.astype(np.float16).astype("f4")
+        if bias:
+            weights[f"{name}.bias"] = (rng.integers(-64, 64, rows) / 256.0).astype("f4")
 
-    weights = {"model.embed_tokens.weight": matrix(config["vocab_size"], n_embd)}
+    def norm(name: str) -> None:
+        weights[f"{name}.weight"] = (rng.integers(64, 192, n_embd) / 128.0 - (kind == "nemotron")).astype("f4")
+        if kind in ("nemotron", "opt"):
+            weights[f"{name}.bias"] = (rng.integers(-64, 64, n_embd) / 256.0).astype("f4")
+
+    matrix(names["embd"], config["vocab_size"], n_embd)
+    if kind == "opt":
+        matrix("model.decoder.embed_positions", config["max_position_embeddings"] + 2, n_embd)
+    has_attention_biases = config.get("enable_bias", config.get("attention_bias", False))
+    has_mlp_biases = config.get("enable_bias", config.get("mlp_bias", False))
     for layer in range(config["num_hidden_layers"]):
-        name = f"model.layers.{layer}."
-        weights[name + "self_attn.q_proj.weight"] = matrix(n_head * head_dim, n_embd)
-        weights[name + "self_attn.k_proj.weight"] = matrix(n_kv, n_embd)
-        weights[name + "self_attn.v_proj.weight"] = matrix(n_kv, n_embd)
-        weights[name + "self_attn.o_proj.weight"] = matrix(n_embd, n_head * head_dim)
-        weights[name + "mlp.gate_proj.weight"] = matrix(n_ff, n_embd)
-        weights[name + "mlp.up_proj.weight"] = matrix(n_ff, n_embd)
-        weights[name + "mlp.down_proj.weight"] = matrix(n_embd, n_ff)
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{name}{norm}.weight"] = (rng.integers(64, 192, n_embd) / 128.0).astype("f4")
-    weights["model.norm.weight"] = (rng.integers(64, 192, n_embd) / 128.0).astype("f4")
+        name = f"{names['layers']}.{layer}."
+        for projection, rows in (("q", n_q), ("k", n_kv), ("v", n_kv)):
+            matrix(f"{name}self_attn.{projection}_proj", rows, n_embd, has_attention_biases)
+        matrix(name + names["out"], n_embd, n_q, has_attention_biases)
+        if kind in ("llama", "mistral"):
+            matrix(name + "mlp.gate_proj", n_ff, n_embd, has_mlp_biases)
+        matrix(name + names["up"], n_ff, n_embd, has_mlp_biases)
+        matrix(name + names["down"], n_embd, n_ff, has_mlp_biases)
+        norm(name + names["attn_norm"])
+        norm(name + names["ffn_norm"])
+    norm(names["norm"])
     if config.get("tie_word_embeddings") is False:
-        weights["lm_head.weight"] = matrix(config["vocab_size"], n_embd)
+        matrix("lm_head", config["vocab_size"], n_embd)
     return weights
 
 
@@ -140,9 +181,9 @@ def write_checkpoint(
 # --- the oracle: Hugging Face's layout --------------------------------------------------------------------------------
 
 
-def rope_frequencies(config: dict[str, Any], head_dim: int) -> np.ndarray:
-    """Returns head_dim / 2 frequencies, the definition written out case by case."""
-    frequency = [config.get("rope_theta", 10000.0) ** (-2.0 * i / head_dim) for i in range(head_dim // 2)]
+def rope_frequencies(config: dict[str, Any], n_rot: int) -> np.ndarray:
+    """Returns n_rot / 2 frequencies, the definition written out case by case."""
+    frequency = [config.get("rope_theta", 10000.0) ** (-2.0 * i / n_rot) for i in range(n_rot // 2)]
     scaling = config.get("rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type"))
     if kind == "linear":
@@ -163,30 +204,51 @@ def rope_frequencies(config: dict[str, Any], head_dim: int) -> np.ndarray:
 def hugging_face_logits(config: dict[str, Any], weights: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray:
     """Returns float64 logits (n_tokens, n_vocab) computed from the checkpoint's own tensors."""
     w = {name: value.astype(np.float64) for name, value in weights.items()}
-    n_head, eps = config["num_attention_heads"], config["rms_norm_eps"]
+    kind, names = config["model_type"], names_of(config)
+    n_head = config["num_attention_heads"]
     n_head_kv = config.get("num_key_value_heads", n_head)
     head_dim = config.get("head_dim") or config["hidden_size"] // n_head
-    angle = np.arange(len(tokens))[:, None] * rope_frequencies(config, head_dim)
+    n_rot = int(head_dim * config.get("partial_rotary_factor", 0.5 if kind == "nemotron" else 1.0))
+    angle = np.arange(len(tokens))[:, None] * rope_frequencies(config, n_rot)
     cos, sin = (np.concatenate([f(angle), f(angle)], axis=-1)[:, None, :] for f in (np.cos, np.sin))
 
     def rotate(x: np.ndarray) -> np.ndarray:
-        half = head_dim // 2
-        return x * cos + np.concatenate([-x[..., half:], x[..., :half]], axis=-1) * sin
+        if kind == "opt":
+            return x
+        turned, half = x[..., :n_rot], n_rot // 2
+        turned = turned * cos + np.concatenate([-turned[..., half:], turned[..., :half]], axis=-1) * sin
+        return np.concatenate([turned, x[..., n_rot:]], axis=-1)
 
-    x = w["model.embed_tokens.weight"][tokens]
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        if kind not in ("nemotron", "opt"):
+            return rms_norm(x, w[name + ".weight"], config["rms_norm_eps"])
+        weight = w[name + ".weight"] + (kind == "nemotron")
+        return layer_norm(x, weight, w[name + ".bias"], config.get("norm_eps", 1e-5))
+
+    def linear(x: np.ndarray, name: str) -> np.ndarray:
+        return x @ w[name + ".weight"].T + w.get(name + ".bias", 0.0)
+
+    def act(x: np.ndarray) -> np.ndarray:
+        return activate(x, config.get("activation_function") or config.get("hidden_act", "silu"))
+
+    x = w[names["embd"] + ".weight"][tokens]
+    if kind == "opt":
+        x = x + w["model.decoder.embed_positions.weight"][2 : 2 + len(tokens)]
     for layer in range(config["num_hidden_layers"]):
-        name = f"model.layers.{layer}."
-        a = rms_norm(x, w[name + "input_layernorm.weight"], eps)
+        name = f"{names['layers']}.{layer}."
+        a = norm(x, name + names["attn_norm"])
         q, k, v = (
-            (a @ w[f"{name}self_attn.{p}_proj.weight"].T).reshape(len(tokens), n, head_dim)
+            linear(a, f"{name}self_attn.{p}_proj").reshape(len(tokens), n, head_dim)
             for p, n in (("q", n_head), ("k", n_head_kv), ("v", n_head_kv))
         )
-        x = x + causal_attention(rotate(q), rotate(k), v) @ w[name + "self_attn.o_proj.weight"].T
-        m = rms_norm(x, w[name + "post_attention_layernorm.weight"], eps)
-        gate = activate(m @ w[name + "mlp.gate_proj.weight"].T, config.get("hidden_act", "silu"))
-        x = x + (gate * (m @ w[name + "mlp.up_proj.weight"].T)) @ w[name + "mlp.down_proj.weight"].T
-    head = w.get("lm_head.weight", w["model.embed_tokens.weight"])
-    return rms_norm(x, w["model.norm.weight"], eps) @ head.T
+        x = x + linear(causal_attention(rotate(q), rotate(k), v), name + names["out"])
+        m = norm(x, name + names["ffn_norm"])
+        up = linear(m, name + names["up"])
+        gate = name + "mlp.gate_proj"
+        hidden = act(linear(m, gate)) * up if gate + ".weight" in w else act(up)
+        x = x + linear(hidden, name + names["down"])
+    head = w.get("lm_head.weight", w[names["embd"] + ".weight"])
+    return norm(x, names["norm"]) @ head.T
 
 
 def nmse(got: np.ndarray, expected: np.ndarray) -> float:

@@ -21,11 +21,14 @@ gguf = pytest.importorskip("gguf")
 REPO = Path(__file__).resolve().parents[2]
 if importlib.util.find_spec("hotset") is None:  # not installed: converting needs no native module
     sys.path.insert(0, str(REPO / "python"))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(REPO / "tools")]
 
 from hf_checkpoint import (  # noqa: E402
+    ARCEE,
     BASE,
     LLAMA3_SCALING,
+    NEMOTRON,
+    OPT,
     hugging_face_logits,
     nmse,
     random_weights,
@@ -33,7 +36,7 @@ from hf_checkpoint import (  # noqa: E402
     shaped,
     write_checkpoint,
 )
-from reference_llama import ReferenceLlama, token_nll  # noqa: E402
+from reference_model import ReferenceModel, token_nll  # noqa: E402
 
 from hotset.convert import convert  # noqa: E402
 
@@ -43,9 +46,9 @@ TOKENS = [1, 5, 9, 3, 44, 2, 17, 9, 260, 31, 8, 8, 7]
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no shared test data")
 
 
-def convert_quietly(source: Path | str, out: Path, **options: Any) -> ReferenceLlama:
+def convert_quietly(source: Path | str, out: Path, **options: Any) -> ReferenceModel:
     convert(source, out, **options)
-    return ReferenceLlama(out)
+    return ReferenceModel(out)
 
 
 # --- whole conversions ------------------------------------------------------------------------------------------------
@@ -65,7 +68,21 @@ SHAPES = {
     "linear": {"rope_scaling": {"type": "linear", "factor": 4.0}},
     "12 layers": {"num_hidden_layers": 12},
     "mistral": {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": None},
-}
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "relu2": {"hidden_act": "relu2"},
+    "arcee": {**ARCEE, "tie_word_embeddings": True, "intermediate_size": 77},
+    "arcee llama3 biases": {**ARCEE, "attention_bias": True, "mlp_bias": True, "rope_scaling": LLAMA3_SCALING},
+    "nemotron": NEMOTRON,
+    "nemotron, share by default": {**NEMOTRON, "partial_rotary_factor": None},
+    "nemotron biases": {**NEMOTRON, "attention_bias": True, "mlp_bias": True, "partial_rotary_factor": 1.0},
+    "nemotron odd": {**NEMOTRON, "hidden_size": 60, "head_dim": 14, "num_attention_heads": 6, "num_key_value_heads": 3,
+                     "partial_rotary_factor": 0.44, "tie_word_embeddings": True},
+    "nemotron llama3": {**NEMOTRON, "rope_scaling": LLAMA3_SCALING, "head_dim": 32},
+    "nemotron linear": {**NEMOTRON, "rope_scaling": {"type": "linear", "factor": 4.0}},
+    "opt": OPT,
+    "opt untied without biases": {**OPT, "enable_bias": False, "tie_word_embeddings": False, "ffn_dim": 77},
+    "opt odd heads": {**OPT, "hidden_size": 60, "word_embed_proj_dim": None},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", ["neuron", "gguf"])
@@ -78,7 +95,7 @@ def test_f32_logits_equal_the_checkpoint(tmp_path: Path, shape: str, layout: str
     # Weights are stored unchanged; eps and rope_freqs are rounded to float32: (2^-24)^2, grown by position and layers.
     assert nmse(model.logits(TOKENS), hugging_face_logits(config, weights, TOKENS)) <= 1e-12
     assert ("output.weight" in model.tensors) == ("lm_head.weight" in weights)
-    assert ("rope_freqs.weight" in model.tensors) == (shape == "llama3")
+    assert ("rope_freqs.weight" in model.tensors) == ("llama3" in shape)
     assert ("blk.0.ffn_down_t.weight" in model.tensors) == (layout == "neuron")
     assert ("blk.0.ffn_down.weight" in model.tensors) == (layout == "gguf")
     assert model.keys.get("hotset.layout") == ("neuron" if layout == "neuron" else None)
@@ -100,7 +117,7 @@ def test_types_store_each_weight_within_their_rounding(tmp_path: Path, dtype: st
     weights = random_weights(config, seed=13)
     source = write_checkpoint(tmp_path / "hf", config, weights)
     report = convert(source, tmp_path / "m.gguf", dtype=dtype, layout=layout)
-    model = ReferenceLlama(tmp_path / "m.gguf")
+    model = ReferenceModel(tmp_path / "m.gguf")
     assert report.fallbacks == []
     assert report.n_bytes == (tmp_path / "m.gguf").stat().st_size
     assert report.n_params == sum(value.size for value in weights.values())
@@ -126,7 +143,7 @@ def test_rows_without_whole_blocks_fall_back_to_f16(tmp_path: Path) -> None:
     report = convert(source, tmp_path / "m.gguf", dtype="q8_0", layout="gguf", log=lines.append)
     assert report.fallbacks == ["blk.0.ffn_down.weight", "blk.1.ffn_down.weight"]
     assert sum("do not fill blocks of 32" in line for line in lines) == 2
-    types = ReferenceLlama(tmp_path / "m.gguf").types
+    types = ReferenceModel(tmp_path / "m.gguf").types
     assert types["blk.0.ffn_down.weight"] == "F16" and types["blk.0.ffn_up.weight"] == "Q8_0"
     assert convert(source, tmp_path / "n.gguf", dtype="q8_0", layout="neuron").fallbacks == []
 
@@ -151,6 +168,33 @@ def test_keys(tmp_path: Path) -> None:
     assert all(offset % 64 == 0 for offset in offsets)
 
 
+def test_keys_and_types_of_other_families(tmp_path: Path) -> None:
+    expected = {
+        "arcee": {"attention.layer_norm_rms_epsilon": np.float32(1e-5), "rope.dimension_count": 16,
+                  "rope.freq_base": 10000.0, "hidden_activation": "relu2"},
+        "nemotron": {"attention.layer_norm_epsilon": np.float32(1e-5), "rope.dimension_count": 8,
+                     "rope.freq_base": 10000.0, "hidden_activation": "relu2"},
+        "opt": {"attention.layer_norm_epsilon": np.float32(1e-5), "context_length": 128, "feed_forward_length": 96,
+                "attention.head_count_kv": 4, "hidden_activation": "relu"},
+    }  # fmt: skip
+    for changes in ARCEE, NEMOTRON, OPT:
+        config, arch = shaped(**changes), changes["model_type"]
+        source = write_checkpoint(tmp_path / arch, config, random_weights(config, seed=25))
+        model = convert_quietly(source, tmp_path / f"{arch}.gguf", dtype="q8_0")
+        assert model.keys["general.architecture"] == arch
+        got = {
+            name.removeprefix(arch + "."): value for name, value in model.keys.items() if name.startswith(arch + ".")
+        }
+        assert {name: got.get(name) for name in expected[arch]} == expected[arch]
+        rms, layer, rope = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base"
+        assert (rms in got, layer in got, rope in got) == (arch == "arcee", arch != "arcee", arch != "opt")
+        assert "blk.0.ffn_gate.weight" not in model.tensors
+        vectors = ("norm.weight", ".bias", "position_embd.weight")
+        assert all(kind == ("F32" if name.endswith(vectors) else "Q8_0") for name, kind in model.types.items())
+    table = random_weights(shaped(**OPT), seed=25)["model.decoder.embed_positions.weight"]
+    assert np.array_equal(model.tensors["position_embd.weight"], table[2:].astype(np.float64))
+
+
 def test_same_bytes_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_checkpoint(tmp_path / "hf", BASE, random_weights(BASE, seed=16))
     convert(source, tmp_path / "a.gguf")
@@ -169,29 +213,33 @@ def test_credits_travel_with_the_packaged_model() -> None:
         assert len((PACKAGED.parent / name).read_text(encoding="utf-8").splitlines()) > 100
 
 
-def test_transformers_computes_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "shape",
+    ["relu", "llama3", "linear", "tied", "head_dim", "arcee llama3 biases", "nemotron odd", "nemotron llama3", "opt",
+     "opt untied without biases"],
+)  # fmt: skip
+def test_transformers_computes_the_same(tmp_path: Path, shape: str) -> None:
+    """Checkpoints as transformers saves them, with its spelling of config.json."""
     torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    for changes in SHAPES["relu"], SHAPES["llama3"], SHAPES["linear"], SHAPES["tied"], SHAPES["head_dim"]:
-        config = shaped(**changes)
-        settings = {name: value for name, value in config.items() if name != "architectures"}
-        torch.manual_seed(20)
-        network = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings)).eval()
-        folder = tmp_path / f"hf{len(list(tmp_path.iterdir()))}"
-        network.save_pretrained(folder)
-        (folder / "tokenizer.model").write_bytes(sentencepiece_bytes())
-        model = convert_quietly(folder, tmp_path / f"{folder.name}.gguf", dtype="f32")
-        with torch.no_grad():
-            expected = network(torch.tensor([TOKENS])).logits[0].double().numpy()
-        # transformers computes in float32: relative errors of about 1e-6, squared.
-        assert nmse(model.logits(TOKENS), expected) <= 1e-11
+    pytest.importorskip("transformers")
+    from make_goldens import make_network
+
+    torch.manual_seed(20)
+    network = make_network(shaped(**SHAPES[shape]))
+    network.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.model").write_bytes(sentencepiece_bytes())
+    model = convert_quietly(tmp_path / "hf", tmp_path / "m.gguf", dtype="f32")
+    with torch.no_grad():
+        expected = network(torch.tensor([TOKENS])).logits[0].double().numpy()
+    # transformers computes in float32: relative errors of about 1e-6, squared.
+    assert nmse(model.logits(TOKENS), expected) <= 1e-11
 
 
 @needs_shared
 def test_reference_agrees_with_golden_stories() -> None:
     folder = SHARED / "models" / "stories260K"
     golden = json.loads((folder / "golden.json").read_text())
-    model = ReferenceLlama(folder / "stories260K-f32.gguf")
+    model = ReferenceModel(folder / "stories260K-f32.gguf")
     greedy = golden["greedy_ids_from_bos"]
     logits = model.logits([1, *greedy])
     assert np.argmax(logits[:-1], axis=-1).tolist() == greedy
@@ -209,7 +257,7 @@ def test_demo_model_is_what_the_converter_makes(tmp_path: Path) -> None:
     prompt = [1, *(tokens.index("\u2581" + word) for word in ("Once", "upon", "a", "time"))]
     text = "".join(tokens[token] for token in exact.greedy(prompt, 12)).replace("\u2581", " ")
     assert text.startswith(", there was a little girl named Lily.")
-    packaged = ReferenceLlama(PACKAGED)
+    packaged = ReferenceModel(PACKAGED)
     assert packaged.keys["general.name"] == "hotset demo-relu"
     assert packaged.keys["llama.hidden_activation"] == "relu" and packaged.keys["hotset.layout"] == "neuron"
     assert PACKAGED.stat().st_size <= 9_000_000

@@ -22,8 +22,11 @@ if importlib.util.find_spec("hotset") is None:  # not installed: converting need
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from hf_checkpoint import (  # noqa: E402
+    ARCEE,
     BASE,
     LLAMA3_SCALING,
+    NEMOTRON,
+    OPT,
     random_weights,
     safetensors_bytes,
     shaped,
@@ -153,8 +156,12 @@ CONFIG_ERRORS = [
     ({"vocab_size": 281}, ModelFormatError, "embed_tokens"),
     ({"tie_word_embeddings": "yes"}, ModelFormatError, "tie_word"),
     ({"hidden_act": "gelu"}, UnsupportedModelError, "gelu"),
-    ({"attention_bias": True}, UnsupportedModelError, "attention_bias"),
-    ({"mlp_bias": True}, UnsupportedModelError, "mlp_bias"),
+    ({"attention_bias": True}, ModelFormatError, "q_proj.bias"),
+    ({"mlp_bias": True}, ModelFormatError, "gate_proj.bias"),
+    ({"mlp_bias": "no"}, ModelFormatError, "mlp_bias"),
+    ({"partial_rotary_factor": 0.5}, UnsupportedModelError, "partial_rotary_factor"),
+    ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, UnsupportedModelError,
+     "partial_rotary_factor"),
     ({"architectures": ["Qwen2ForCausalLM"]}, UnsupportedModelError, "Qwen2ForCausalLM"),
     ({"architectures": None, "model_type": "gpt2"}, UnsupportedModelError, "gpt2"),
     ({"architectures": ["MistralForCausalLM"], "sliding_window": 64}, UnsupportedModelError, "sliding_window"),
@@ -164,6 +171,36 @@ CONFIG_ERRORS = [
     ({"rope_scaling": {**LLAMA3_SCALING, "high_freq_factor": 1.0}}, ModelFormatError, "high_freq_factor"),
     ({"rope_scaling": 3}, ModelFormatError, "rope_scaling"),
 ]  # fmt: skip
+
+
+FAMILY_ERRORS = [
+    ({**ARCEE, "rope_scaling": {"rope_type": "yarn", "factor": 20.0}}, UnsupportedModelError, "yarn"),
+    ({**ARCEE, "hidden_act": "gelu"}, UnsupportedModelError, "hidden_act"),
+    ({**ARCEE, "partial_rotary_factor": 0.5}, UnsupportedModelError, "partial_rotary_factor"),
+    ({**NEMOTRON, "norm_eps": None, "rms_norm_eps": 1e-5}, ModelFormatError, "norm_eps: .*no such key"),
+    ({**NEMOTRON, "partial_rotary_factor": 0.2}, ModelFormatError, "even number of elements of a head of 16"),
+    ({**NEMOTRON, "partial_rotary_factor": 1.5}, ModelFormatError, "partial_rotary_factor"),
+    ({**NEMOTRON, "rope_parameters": {"partial_rotary_factor": 1e-9}}, ModelFormatError, "rope_parameters] partial"),
+    ({**OPT, "do_layer_norm_before": False}, UnsupportedModelError, "do_layer_norm_before: expected true, got False"),
+    ({**OPT, "_remove_final_layer_norm": True}, UnsupportedModelError, "_remove_final_layer_norm: expected false"),
+    ({**OPT, "layer_norm_elementwise_affine": False}, UnsupportedModelError, "layer_norm_elementwise_affine"),
+    ({**OPT, "word_embed_proj_dim": 32}, UnsupportedModelError, r"word_embed_proj_dim: expected hidden_size \(64\)"),
+    ({**OPT, "activation_function": "gelu"}, UnsupportedModelError, "activation_function"),
+    ({**OPT, "enable_bias": 1}, ModelFormatError, "enable_bias"),
+    ({**OPT, "enable_bias": False}, UnsupportedModelError, r"those of opt only, got .*\.bias"),
+    ({**OPT, "max_position_embeddings": 130}, ModelFormatError, r"embed_positions.weight: expected \(132, 64\)"),
+    ({**OPT, "ffn_dim": None, "intermediate_size": 96}, ModelFormatError, "ffn_dim"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes, kind, match", FAMILY_ERRORS)
+def test_config_errors_of_other_families(
+    tmp_path: Path, changes: dict[str, Any], kind: type[Exception], match: str
+) -> None:
+    right = next(family for family in (ARCEE, NEMOTRON, OPT) if family["model_type"] == changes["model_type"])
+    source = write_checkpoint(tmp_path / "hf", shaped(**right), random_weights(shaped(**right), seed=24))
+    (source / "config.json").write_text(json.dumps(shaped(**changes)))
+    refuse(source, tmp_path / "m.gguf", kind, match)
 
 
 @pytest.mark.parametrize("changes, kind, match", CONFIG_ERRORS)
@@ -233,19 +270,23 @@ def test_wrong_arguments(good: Path, tmp_path: Path) -> None:
     refuse(good / "config.json", tmp_path / "m.gguf", ModelFormatError, "checkpoint folder")
 
 
-def test_config_with_odd_values_ends_in_an_error_or_a_file(good: Path, tmp_path: Path) -> None:
+LLAMA3_FULL = shaped(rope_scaling=LLAMA3_SCALING, head_dim=16, sliding_window=None, num_local_experts=None)
+
+
+@pytest.mark.parametrize("full", [LLAMA3_FULL, shaped(**NEMOTRON, rope_scaling=LLAMA3_SCALING), shaped(**OPT)])
+def test_config_with_odd_values_ends_in_an_error_or_a_file(tmp_path: Path, full: dict[str, Any]) -> None:
     seed = 22
     print("seed", seed)
     rng = np.random.default_rng(seed)
-    full = shaped(rope_scaling=LLAMA3_SCALING, head_dim=16, sliding_window=None, num_local_experts=None)
+    source = write_checkpoint(tmp_path / "hf", full, random_weights(full, seed))
     n_refused = 0
     for _ in range(120):
         changed = json.loads(json.dumps(full))
-        place = changed["rope_scaling"] if rng.random() < 0.4 else changed
+        place = changed["rope_scaling"] if "rope_scaling" in changed and rng.random() < 0.4 else changed
         place[list(place)[rng.integers(len(place))]] = ODD_VALUES[rng.integers(len(ODD_VALUES))]
-        (good / "config.json").write_text(json.dumps(changed))
+        (source / "config.json").write_text(json.dumps(changed))
         try:
-            convert(good, tmp_path / "m.gguf", force=True)
+            convert(source, tmp_path / "m.gguf", force=True)
         except (ModelFormatError, UnsupportedModelError):
             n_refused += 1
     assert 60 <= n_refused < 120

@@ -19,7 +19,8 @@ def _metadata(text: str) -> tuple[str, str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `hotset convert`."""
     parser.add_argument("source", metavar="DIR_OR_REPO",
-                        help="folder of a Hugging Face LLaMA checkpoint, or a hub repository owner/name")  # fmt: skip
+                        help="folder of a Hugging Face checkpoint (LLaMA, Mistral, Arcee, Nemotron or OPT), or a hub "
+                             "repository owner/name")  # fmt: skip
     parser.add_argument("-o", "--output", metavar="OUT.gguf", required=True, help="file to write")
     parser.add_argument("--type", dest="dtype", choices=kDtypes, default="q8_0", type=str.lower,
                         help="type of the matrices (default: %(default)s)")  # fmt: skip

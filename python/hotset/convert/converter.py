@@ -1,4 +1,4 @@
-"""`convert()`: a Hugging Face LLaMA checkpoint becomes one GGUF file."""
+"""`convert()`: a Hugging Face checkpoint becomes one GGUF file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import Error, error_text
-from .config import LlamaConfig, read_config
+from .config import CheckpointConfig, read_config
+from .families import kRms
 from .gguf_file import GgufFile, atomic_path, encode, import_gguf, kFileTypes, stored_type
 from .json_file import read_object
-from .llama import TensorPlan, arrange, plan_tensors
 from .safetensors import Checkpoint
 from .source import checkpoint_folder
+from .tensors import TensorPlan, arrange, plan_tensors
 from .vocabulary import Vocabulary, read_vocabulary
 
 kDtypes = ("f32", "f16", "bf16", "q8_0", "q4_0")
@@ -45,11 +46,11 @@ def convert(
     source: str | Path, out: str | Path, *, dtype: str = "q8_0", layout: str = "neuron",
     log: Callable[[str], None] | None = None, force: bool = False, metadata: Mapping[str, str] | None = None,
 ) -> ConvertReport:  # fmt: skip
-    """Converts a Hugging Face LLaMA checkpoint (safetensors) to GGUF.
+    """Converts a Hugging Face checkpoint (safetensors) of a family in `families.py` to GGUF.
 
-    Matrices get `dtype`, vectors float32; the embedding and the output head are treated as every other matrix. The
-    file appears under its name only when it is complete; on any failure nothing is left. Same input, same bytes.
-    Memory: one tensor at a time.
+    Matrices get `dtype`, vectors and learned positions float32; the embedding and the output head are treated as every
+    other matrix. The file appears under its name only when it is complete; on any failure nothing is left. Same input,
+    same bytes. Memory: one tensor at a time.
 
     Args:
         source: a checkpoint folder, or a repository `owner/name` of the Hugging Face hub, which is downloaded.
@@ -84,7 +85,7 @@ def convert(
         plans = plan_tensors(config, checkpoint, neuron_major=layout == "neuron")
         vocabulary = read_vocabulary(folder, config_object, config.n_vocab, note)
         keys = _keys(config, vocabulary, report, {"general.name": _printable(name), **(metadata or {})})
-        content = _Content(keys, config.rope_freqs, plans, checkpoint)
+        content = _Content(config.family.name, keys, config.rope.freqs if config.rope else None, plans, checkpoint)
         try:
             with atomic_path(target) as path:
                 _write(path, content, report, tell)
@@ -121,7 +122,7 @@ def _printable(name: str) -> str:
 
 
 def _keys(
-    config: LlamaConfig, vocabulary: Vocabulary, report: ConvertReport, general: dict[str, str]
+    config: CheckpointConfig, vocabulary: Vocabulary, report: ConvertReport, general: dict[str, str]
 ) -> dict[str, Any]:
     keys: dict[str, Any] = dict(general)
     keys["general.file_type"] = kFileTypes[report.dtype]
@@ -130,14 +131,16 @@ def _keys(
         "context_length": config.n_ctx, "embedding_length": config.n_embd, "block_count": config.n_layer,
         "feed_forward_length": config.n_ff, "attention.head_count": config.n_head,
         "attention.head_count_kv": config.n_head_kv, "attention.key_length": config.head_dim,
-        "attention.value_length": config.head_dim, "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "rope.dimension_count": config.head_dim, "rope.freq_base": config.rope_freq_base,
-        "vocab_size": config.n_vocab, "hidden_activation": config.hidden_activation,
+        "attention.value_length": config.head_dim,
     }  # fmt: skip
-    if config.rope_linear_factor is not None:
-        model["rope.scaling.type"] = "linear"
-        model["rope.scaling.factor"] = config.rope_linear_factor
-    keys.update((f"llama.{name}", value) for name, value in model.items())
+    epsilon = "layer_norm_rms_epsilon" if config.family.norm == kRms else "layer_norm_epsilon"
+    model[f"attention.{epsilon}"] = config.norm_eps
+    if config.rope:
+        model.update({"rope.dimension_count": config.rope.n_rot, "rope.freq_base": config.rope.freq_base})
+    model.update({"vocab_size": config.n_vocab, "hidden_activation": config.hidden_activation})
+    if config.rope and config.rope.linear_factor is not None:
+        model.update({"rope.scaling.type": "linear", "rope.scaling.factor": config.rope.linear_factor})
+    keys.update((f"{config.family.name}.{name}", value) for name, value in model.items())
     if report.layout == "neuron":
         keys["hotset.layout"] = "neuron"
     keys.update(vocabulary.keys())
@@ -148,6 +151,7 @@ def _keys(
 class _Content:
     """Everything that goes into the file."""
 
+    architecture: str
     keys: dict[str, Any]
     rope_freqs: np.ndarray | None
     plans: list[TensorPlan]
@@ -157,8 +161,8 @@ class _Content:
 def _write(path: Path, content: _Content, report: ConvertReport, log: Callable[[str], None]) -> None:
     """Writes the whole file to `path` and fills in the report."""
     plans, rope_freqs = content.plans, content.rope_freqs
-    types = [stored_type(plan.shape, report.dtype) for plan in plans]
-    file = GgufFile(path, "llama")
+    types = [plan.dtype or stored_type(plan.shape, report.dtype) for plan in plans]
+    file = GgufFile(path, content.architecture)
     try:
         file.add_keys(content.keys)
         if rope_freqs is not None:

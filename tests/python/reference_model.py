@@ -1,4 +1,4 @@
-"""Reference forward pass of GGUF files of architecture `llama`, in NumPy and float64: the oracle of tests.
+"""Reference forward pass of GGUF files of every family, in NumPy and float64: the oracle of tests.
 
 Slow and plain on purpose: it dequantises every tensor and computes all positions at once, so its results depend on no
 order of sums that matters at float64 precision. Needs the packages numpy and gguf; nothing of hotset.
@@ -20,10 +20,16 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
 
 
+def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+    """Returns (x - mean(x)) / sqrt(var(x) + eps) * weight + bias over the last axis."""
+    centred = x - np.mean(x, axis=-1, keepdims=True)
+    return rms_norm(centred, weight, eps) + bias
+
+
 def activate(x: np.ndarray, kind: str) -> np.ndarray:
-    """Returns relu(x) or silu(x)."""
-    if kind == "relu":
-        return np.maximum(x, 0.0)
+    """Returns relu(x), relu(x)^2 or silu(x)."""
+    if kind in ("relu", "relu2"):
+        return np.maximum(x, 0.0) ** (1 if kind == "relu" else 2)
     assert kind == "silu", kind
     return x / (1.0 + np.exp(-x))
 
@@ -40,8 +46,8 @@ def causal_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.einsum("hij,jhd->ihd", weights, v).reshape(n_tokens, n_head * head_dim)
 
 
-class ReferenceLlama:
-    """A model file of architecture `llama`; `keys` and `tensors` (float64, rows first) by GGUF name."""
+class ReferenceModel:
+    """A model file of one of the families; `keys` and `tensors` (float64, rows first) by GGUF name."""
 
     def __init__(self, path: str | Path) -> None:
         from gguf import GGUFReader
@@ -49,7 +55,8 @@ class ReferenceLlama:
 
         reader = GGUFReader(path)
         self.keys: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
-        assert self.keys["general.architecture"] == "llama"
+        self.arch: str = self.keys["general.architecture"]
+        assert self.arch in ("llama", "arcee", "nemotron", "opt"), self.arch
         self.types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
         self.tensors: dict[str, np.ndarray] = {}
         for tensor in reader.tensors:
@@ -57,58 +64,76 @@ class ReferenceLlama:
             self.tensors[tensor.name] = values.reshape(tuple(tensor.shape)[::-1]).astype(np.float64)
 
     def _key(self, name: str, default: Any = None) -> Any:
-        value = self.keys.get(f"llama.{name}", default)
+        value = self.keys.get(f"{self.arch}.{name}", default)
         assert value is not None, name
         return value
 
+    def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        weight = self.tensors[name + ".weight"]
+        if self.arch in ("llama", "arcee"):
+            return rms_norm(x, weight, self._key("attention.layer_norm_rms_epsilon"))
+        return layer_norm(x, weight, self.tensors[name + ".bias"], self._key("attention.layer_norm_epsilon"))
+
+    def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
+        return x @ self.tensors[name + ".weight"].T + self.tensors.get(name + ".bias", 0.0)
+
     def _rotate(self, x: np.ndarray) -> np.ndarray:
-        """Rotates pairs (2 i, 2 i + 1) of x (n_tokens, n_head, head_dim) by position * frequency i."""
+        """Rotates pair i of the first n_rot elements of each head of x (n_tokens, n_head, head_dim) by position *
+        frequency i: elements (2 i, 2 i + 1), or nemotron's (i, i + n_rot / 2)."""
+        if self.arch == "opt":
+            return x
         n_tokens, _, head_dim = x.shape
-        assert self._key("rope.dimension_count", head_dim) == head_dim
-        frequency = self._key("rope.freq_base", 10000.0) ** (-np.arange(0, head_dim, 2) / head_dim)
+        n_rot = self._key("rope.dimension_count", head_dim)
+        frequency = self._key("rope.freq_base", 10000.0) ** (-np.arange(0, n_rot, 2) / n_rot)
         frequency = frequency / self.tensors.get("rope_freqs.weight", 1.0)
-        if self.keys.get("llama.rope.scaling.type") == "linear":
+        if self.keys.get(f"{self.arch}.rope.scaling.type") == "linear":
             frequency = frequency / self._key("rope.scaling.factor")
         angle = (np.arange(n_tokens)[:, None] * frequency)[:, None, :]
-        out = np.empty_like(x)
-        out[..., 0::2] = x[..., 0::2] * np.cos(angle) - x[..., 1::2] * np.sin(angle)
-        out[..., 1::2] = x[..., 0::2] * np.sin(angle) + x[..., 1::2] * np.cos(angle)
+        pairs = (slice(0, n_rot // 2), slice(n_rot // 2, n_rot))
+        if self.arch != "nemotron":
+            pairs = (slice(0, n_rot, 2), slice(1, n_rot, 2))
+        first, second = x[..., pairs[0]], x[..., pairs[1]]
+        out = x.copy()
+        out[..., pairs[0]] = first * np.cos(angle) - second * np.sin(angle)
+        out[..., pairs[1]] = first * np.sin(angle) + second * np.cos(angle)
         return out
 
     def _attention(self, x: np.ndarray, layer: int) -> np.ndarray:
         def project(name: str, n_head: int) -> np.ndarray:
-            return (x @ self.tensors[f"blk.{layer}.attn_{name}.weight"].T).reshape(len(x), n_head, -1)
+            return self._linear(x, f"blk.{layer}.attn_{name}").reshape(len(x), n_head, -1)
 
         n_head = self._key("attention.head_count")
         n_head_kv = self._key("attention.head_count_kv", n_head)
         q, k = self._rotate(project("q", n_head)), self._rotate(project("k", n_head_kv))
-        mixed = causal_attention(q, k, project("v", n_head_kv))
-        return mixed @ self.tensors[f"blk.{layer}.attn_output.weight"].T
+        return self._linear(causal_attention(q, k, project("v", n_head_kv)), f"blk.{layer}.attn_output")
 
     def _ffn(self, x: np.ndarray, layer: int, observe: FfnObserver | None) -> np.ndarray:
         name = f"blk.{layer}.ffn_"
-        gate = activate(x @ self.tensors[name + "gate.weight"].T, self._key("hidden_activation", "silu"))
+        is_gated = name + "gate.weight" in self.tensors
+        usual = {"llama": "silu", "opt": "relu"}.get(self.arch, "relu2")
+        active = activate(self._linear(x, name + ("gate" if is_gated else "up")), self._key("hidden_activation", usual))
         if observe:
-            observe(layer, gate)
-        hidden = gate * (x @ self.tensors[name + "up.weight"].T)
+            observe(layer, active)
+        hidden = active * self._linear(x, name + "up") if is_gated else active
         if name + "down_t.weight" in self.tensors:
-            return hidden @ self.tensors[name + "down_t.weight"]
-        return hidden @ self.tensors[name + "down.weight"].T
+            return hidden @ self.tensors[name + "down_t.weight"] + self.tensors.get(name + "down.bias", 0.0)
+        return self._linear(hidden, name + "down")
 
     def logits(self, tokens: Sequence[int], observe: FfnObserver | None = None) -> np.ndarray:
         """Returns logits (n_tokens, n_vocab) of one sequence from position 0.
 
         Args:
             tokens: ids, the start token included where the model wants one.
-            observe: called as observe(layer, activation(gate)) with an array (n_tokens, n_ff).
+            observe: called as observe(layer, activation(gate, or up without a gate)) with an array (n_tokens, n_ff).
         """
-        eps = self._key("attention.layer_norm_rms_epsilon")
         x = self.tensors["token_embd.weight"][np.asarray(tokens, dtype=np.int64)]
+        if self.arch == "opt":
+            x = x + self.tensors["position_embd.weight"][: len(tokens)]
         for layer in range(self._key("block_count")):
-            x = x + self._attention(rms_norm(x, self.tensors[f"blk.{layer}.attn_norm.weight"], eps), layer)
-            x = x + self._ffn(rms_norm(x, self.tensors[f"blk.{layer}.ffn_norm.weight"], eps), layer, observe)
+            x = x + self._attention(self._norm(x, f"blk.{layer}.attn_norm"), layer)
+            x = x + self._ffn(self._norm(x, f"blk.{layer}.ffn_norm"), layer, observe)
         head = self.tensors.get("output.weight", self.tensors["token_embd.weight"])
-        return rms_norm(x, self.tensors["output_norm.weight"], eps) @ head.T
+        return self._norm(x, "output_norm") @ head.T
 
     def greedy(self, tokens: Sequence[int], n_new: int) -> list[int]:
         """Returns the `n_new` most probable next tokens, one after the other (quadratic cost)."""
