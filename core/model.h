@@ -16,7 +16,7 @@ class GgufFile;
 struct Weights;
 
 struct ModelOptions {
-  std::string activation;  // "" = as the file says; "silu" | "relu" overrides it
+  std::string activation;  // "" = as the file says; "silu", "relu", "relu2" or "drelu" overrides it
   LogSink log;
 };
 

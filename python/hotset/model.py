@@ -44,7 +44,7 @@ class Model:
         kv_type: type of the KV cache: "auto" | "f16" | "q8_0" (half the memory) | "f32".
         kv_place: where the KV cache lives: "auto" | "device" | "host".
         adapt: whether hot units may be exchanged while generating; None = where it helps.
-        activation: "silu" | "relu", for files that do not say; None = as the file says.
+        activation: "silu" | "relu" | "relu2" | "drelu", for files that do not say; None = as the file says.
         verbose: print what happens to stderr. Warnings go to the logger "hotset" in any case.
 
     Raises:
