@@ -167,8 +167,11 @@ class Linter {
     writes(o.out);
   }
   void check(const op::Norm& o) {
-    if (has(o.weight)) columns(o.in, plan_.weight(o.weight).n_cols), columns(o.out, plan_.weight(o.weight).n_cols);
-    if (o.weight) vector(o.bias, plan_.weight(o.weight).n_cols);
+    if (has(o.weight)) {
+      const int64_t n = plan_.weight(o.weight).n_cols;
+      columns(o.in, n), columns(o.out, n);
+      vector(o.bias, n);
+    }
     expect(!o.bias || o.kind == NormKind::kLayer, "only a LayerNorm has a bias");
     if (reads(o.in) && writes(o.out)) same_rows(o.in, o.out);
   }
