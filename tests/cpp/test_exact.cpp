@@ -19,6 +19,14 @@ using namespace hotset::test;
 using Ids = std::vector<int32_t>;
 using Logits = std::vector<float>;
 
+// The thread sanitizer looks at how threads meet, which no type and no instruction set changes, and makes all of this
+// twenty times slower.
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kThreadsOnly = true;
+#else
+constexpr bool kThreadsOnly = false;
+#endif
+
 struct Family {
   const char* arch;
   Activation activation;
@@ -83,6 +91,7 @@ TEST_CASE("exact: the same bits as dense, whatever the type, family, threads, in
   for (const Family& family : kFamilies) {
     if (!is_sparse(family.activation)) continue;
     for (const DType dtype : kModelTypes) {
+      if (kThreadsOnly && dtype != DType::kQ4_0) continue;
       CAPTURE(family.arch);
       CAPTURE(activation_name(family.activation));
       CAPTURE(dtype_name(dtype));
@@ -91,7 +100,7 @@ TEST_CASE("exact: the same bits as dense, whatever the type, family, threads, in
       const Logits dense = all_logits(model, {.n_threads = 1, .mode = "dense", .isa = "generic"}, ids, ids.size());
       for (const std::string& isa : isas())
         for (const int32_t n_threads : {1, 2, 3, 16}) {
-          if (n_threads > 2 && isa != isas().back()) continue;
+          if ((n_threads > 2 || kThreadsOnly) && isa != isas().back()) continue;
           for (const size_t piece : {1, 3, 8, 33, 70}) {  // alone, by ranges, by ranges, by tiles, all units
             if (piece == 1 && n_threads > 1 && isa != isas().back()) continue;
             CAPTURE(isa);
