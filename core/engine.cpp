@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <thread>
 
 #include "core/devices.h"
 #include "core/engine_impl.h"
@@ -80,6 +81,11 @@ const char* kv_type_name(DType dtype) {
   return dtype == DType::kQ8_0 ? "q8_0" : dtype == DType::kF16 ? "f16" : "f32";
 }
 
+// No more than there are processors.
+int32_t relayout_threads(int32_t n_threads) {
+  return std::clamp<int32_t>(n_threads, 1, std::max<int32_t>(1, static_cast<int32_t>(std::thread::hardware_concurrency())));
+}
+
 std::unique_ptr<Device> make_device(const EngineOptions& options) {
   if (options.device == "cuda") return make_cuda_device();
   const Topology topology = read_topology();
@@ -113,7 +119,7 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
   exact_ = skips_units(options, config);
   memory_limit_ = physical_memory_bytes();
   device_ = make_device(options);
-  if (exact_) relayout_ = std::make_unique<Relayout>(*model, device_->info().n_threads, options.log);
+  if (exact_) relayout_ = std::make_unique<Relayout>(*model, relayout_threads(device_->info().n_threads), options.log);
   executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get()}, make_plan(options));
   const int64_t blocks_each = (n_ctx_ + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions;
   pool_ = std::make_unique<KvBlockPool>(options.n_sequences > 0 ? blocks_each * options.n_sequences : INT32_MAX);
@@ -163,6 +169,8 @@ EngineInfo EngineImpl::info() const {
   out.weight_bytes_per_token = model->size_bytes();
   const TensorView& table = model->weights().token_embd.view;
   if (!model->weights().tied) out.weight_bytes_per_token -= table.size_bytes() - table.row_stride;
+  const TensorView& positions = model->weights().position_embd.view;
+  if (positions) out.weight_bytes_per_token -= positions.size_bytes() - positions.row_stride;
   out.kv_bytes_per_position = kv.block_bytes() / static_cast<uint64_t>(KvLayout::kBlockPositions);
   out.buffer_bytes = executor_->buffer_bytes();
   if (!exact_) return out;

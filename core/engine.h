@@ -45,7 +45,9 @@ struct EngineOptions {
   int32_t n_sequences = 0;       // sequences that may be open at n_ctx each; 0 = no fixed number, memory is the limit
   std::string kv_type = "auto";  // "f16", "f32", "auto": f32 for models whose weights are all F32, else f16; or "q8_0":
                                  // half of f16's memory, heads of a multiple of 32 elements
-  std::string mode = "auto";     // "dense" | "exact" (skip inactive units, same results) | "auto": exact where it can
+  // "dense" | "exact": skip inactive units, same results (on a standard file, as after `hotset quantize`) | "auto": exact
+  // where the activation makes zeros
+  std::string mode = "auto";
   std::string device = "auto";   // "auto" | "cpu" | "cuda"
   std::string isa{};             // "" = best here (or HOTSET_ISA), "generic", "avx2", "avx512"
   LogSink log{};

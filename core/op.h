@@ -98,8 +98,8 @@ struct Detect {
   BufferId in, out;
 };
 
-// out (a unit list) = the active units of each row in ascending order: those whose detect value is not <= 0, so that a
-// NaN stays visible. All other units add exactly nothing to a ReLU network.
+// out (a unit list) = the active units of each row in ascending order: those whose detect value is not <= 0 (NaN
+// counts as active). All other units add exactly nothing to a ReLU network of finite weights.
 struct SelectUnits {
   BufferId in;   // from Detect
   BufferId out;  // a buffer of kind kUnits

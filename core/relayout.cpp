@@ -14,7 +14,7 @@
 namespace hotset {
 namespace {
 
-// Units transposed at a time: whole blocks of every type, and a tile that stays in the cache of its core.
+// Units transposed at a time: whole blocks of every type. A tile of 4096 columns takes 4 MiB.
 constexpr int64_t kTileUnits = 256;
 
 // The type that holds rows of n elements: the same where its blocks fit, else the next that loses less.
@@ -69,7 +69,7 @@ void Relayout::make_layer(const Model& model, LayerWeights& layer, ThreadPool& p
   Arena arena(static_cast<size_t>(n_ff) * stride, Pages::kHuge);
   std::atomic<int64_t> next{0};
   pool.run([&](int32_t worker) {
-    std::vector<float> slice(kTileUnits), tile(static_cast<size_t>(kTileUnits * n_embd)), back(static_cast<size_t>(n_embd));
+    std::vector<float> slice(kTileUnits), tile(static_cast<size_t>(std::min(kTileUnits, n_ff) * n_embd)), back(static_cast<size_t>(n_embd));
     Error2 sums;
     for (int64_t first = kTileUnits * next++; first < n_ff; first = kTileUnits * next++) {
       const int64_t n = std::min(kTileUnits, n_ff - first);

@@ -11,10 +11,10 @@
 
 namespace hotset {
 
-// Owns `ffn_down_t` of every layer whose file has only `ffn_down`: transposed and stored in the same type, so that a
-// unit's outgoing weights are one row. Block types are quantised anew along the other direction, which adds an error of
+// Owns `ffn_down_t` of every layer whose file has only `ffn_down`: transposed and stored in the same type (or, where n_embd
+// is not a multiple of its block, in Q8_0 or F16), so that a unit's outgoing weights are one row. Block types are quantised anew along the other direction, which adds an error of
 // the size of their first one; F32, F16 and BF16 lose nothing. The pages of the old tensors are dropped as they are
-// read, so memory does not grow by more than a block type's padding.
+// read, so that memory grows only where the type had to change.
 class Relayout {
  public:
   // Does the work on n_threads threads and says in one line to `log` what it cost; nothing to do and nothing said when

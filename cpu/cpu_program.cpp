@@ -98,7 +98,7 @@ bool CpuProgram::share(size_t phase, int64_t n_tasks, int32_t worker, const Step
 // Runs the phases of one task from `phase` on, then lets the team into the next one of several.
 void CpuProgram::run_alone(size_t phase, int32_t worker, const StepContext& context) {
   for (; phase < phases_.size(); ++phase) {
-    const int64_t n = phases_[phase]->n_tasks(context);
+    const int64_t n = counters_[phase].n_tasks = phases_[phase]->n_tasks(context);
     if (n > 1) break;
     ask_stop(worker, context);
     if (n == 1) run_task(phase, 0, worker, context);
@@ -121,7 +121,7 @@ void CpuProgram::walk(int32_t worker, const StepContext& context) {
     if (current == n_phases) return;
     ask_stop(worker, context);
     const size_t phase = static_cast<size_t>(current);
-    if (share(phase, phases_[phase]->n_tasks(context), worker, context)) run_alone(phase + 1, worker, context);
+    if (share(phase, counters_[phase].n_tasks, worker, context)) run_alone(phase + 1, worker, context);
   }
 }
 

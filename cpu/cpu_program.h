@@ -38,7 +38,8 @@ struct StepContext {
 class Phase {
  public:
   virtual ~Phase() = default;
-  // Number of tasks for this step; the same on every worker. Phases of one task run without the team.
+  // Number of tasks for this step. Asked once per step, by the worker that has seen all earlier phases end and before it
+  // lets the team in, so that it may depend on their results. Phases of one task run without the team.
   virtual int64_t n_tasks(const StepContext& context) const = 0;
   virtual void run(int64_t task, int32_t worker, const StepContext& context) const = 0;
 };
@@ -100,12 +101,14 @@ class CpuProgram final : public Program {
   struct {
     std::atomic<uint64_t> active{0}, total{0};
   } unit_counts_;
+  bool only_listed_ = false;  // FfnShape::only_listed
 
   // Protocol. run() resets the counters and current_ before the team starts. A worker reads current_ (acquire), takes
   // tasks of that phase from `next`, and adds the number it has finished to `done` (acquire and release). The one that
   // brings `done` to the number of tasks has seen all results; it runs the phases of one task that follow and moves
   // current_ on (release, then wakes sleepers). The others wait for current_ to change. One cache line per phase.
   struct alignas(64) Counter {
+    int64_t n_tasks = 0;           // written before current_ names the phase: a late worker must not ask again
     std::atomic<int64_t> next{0};  // task to take
     std::atomic<int64_t> done{0};  // tasks finished
   };

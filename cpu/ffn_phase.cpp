@@ -43,7 +43,7 @@ void sum_range(const StepContext& context, const FfnShape& shape, int64_t range,
   const float* const h = shape.h + part.first_row * shape.stride;
   RowSumArgs args{weight_rows(shape.down_t), nullptr,       first,       end - first, h + first, shape.stride,
                   part.n_rows,               part.first_col, part.n_cols, part.sums,   part.stride};
-  if (!shape.skips_units(context)) return row_sum(args);
+  if (!shape.skips_units()) return row_sum(args);
   args.n_acts = 1;
   for (int64_t row = 0; row < part.n_rows; ++row, args.acc += part.stride) {
     const UnitList list = unit_list(shape.units, part.first_row + row);
@@ -79,6 +79,14 @@ void compute_listed(const StepContext& context, const FfnShape& shape, int64_t r
   activate(context.kernels, shape.activation, h + begin, up + begin, end - begin, h + begin);
 }
 
+// Whether the lists of a step are short enough for computing what they name alone.
+bool lists_are_short(const StepContext& context, const FfnShape& shape) {
+  int64_t n_listed = 0;
+  for (int64_t row = 0; row < context.n_rows; ++row) n_listed += unit_list(shape.units, row).n;
+  const int64_t percent = context.n_rows < kManyRows ? kMostListedFew : kMostListedMany;
+  return 100 * n_listed <= percent * context.n_rows * shape.n_ff();
+}
+
 }  // namespace
 
 void activate(const Kernels& kernels, Activation activation, const float* gate, const float* up, int64_t n, float* h) {
@@ -100,13 +108,6 @@ void activate(const Kernels& kernels, Activation activation, const float* gate, 
       kernels.relu_mul(gate + i, part, n_part, h + i);
     }
   }
-}
-
-bool FfnShape::skips_units(const StepContext& context) const {
-  if (!units.data) return false;
-  int64_t n_listed = 0;
-  for (int64_t row = 0; row < context.n_rows; ++row) n_listed += unit_list(units, row).n;
-  return 100 * n_listed <= (context.n_rows < kManyRows ? kMostListedFew : kMostListedMany) * context.n_rows * n_ff();
 }
 
 size_t ffn_tile_bytes(bool with_lists) {
@@ -135,13 +136,14 @@ void FfnUnitsPhase::run(int64_t task, int32_t worker, const StepContext& context
 // One row: shares of its list. Several rows: blocks of units, so that a weight row is still in the cache when the next
 // row's list names it too. Units without a gate have their products already.
 int64_t FfnListedPhase::n_tasks(const StepContext& context) const {
+  *shape_.only_listed = lists_are_short(context, shape_);
   if (!shape_.gate) return context.n_rows;
-  if (context.n_rows == 1 && shape_.skips_units(context)) return context.n_workers * kSharesPerWorker;
+  if (context.n_rows == 1 && shape_.skips_units()) return context.n_workers * kSharesPerWorker;
   return context.n_rows == 0 ? 0 : div_up(shape_.n_ff(), weight_rows_per_task(shape_.n_ff(), context.n_workers));
 }
 
 void FfnListedPhase::run(int64_t task, int32_t worker, const StepContext& context) const {
-  const bool skips = shape_.skips_units(context);
+  const bool skips = shape_.skips_units();
   const int64_t each = weight_rows_per_task(shape_.n_ff(), context.n_workers);
   if (!skips && !shape_.gate)
     return activate(context.kernels, shape_.activation, nullptr, shape_.detected.row(task), shape_.n_ff(),
@@ -176,7 +178,7 @@ int64_t FfnDownPhase::column_tile(const StepContext& context) const {
 int64_t FfnDownPhase::n_tasks(const StepContext& context) const {
   if (context.n_rows == 0) return 0;
   if (shape_.by_ranges(context)) return kUnitRanges * div_up(shape_.down_t.n_cols, column_tile(context));
-  const TileSize tile = shape_.skips_units(context) ? kListedTile : kDenseTile;
+  const TileSize tile = shape_.skips_units() ? kListedTile : kDenseTile;
   return div_up(context.n_rows, tile.n_rows) * div_up(shape_.down_t.n_cols, tile.n_cols);
 }
 
@@ -197,7 +199,7 @@ void FfnDownPhase::run_range(int64_t task, const StepContext& context) const {
 // Many rows: one tile of the output, ranges in order; neighbours of equal size are merged as they come, like the
 // carries of a binary counter, which is the balanced tree of neighbours.
 void FfnDownPhase::run_tile(int64_t task, int32_t worker, const StepContext& context) const {
-  const TileSize tile = shape_.skips_units(context) ? kListedTile : kDenseTile;
+  const TileSize tile = shape_.skips_units() ? kListedTile : kDenseTile;
   const int64_t n_row_tiles = div_up(context.n_rows, tile.n_rows), n_floats = tile.n_floats();
   DownPart part{task % n_row_tiles * tile.n_rows, 0, task / n_row_tiles * tile.n_cols, 0, nullptr, tile.n_cols};
   part.n_rows = std::min(tile.n_rows, context.n_rows - part.first_row);

@@ -125,9 +125,11 @@ struct FfnShape {
   int64_t n_ff() const { return up.n_rows; }
   // Whether ranges are summed one by one and merged in a phase of its own.
   bool by_ranges(const StepContext& context) const { return context.n_rows <= partial_rows; }
-  // Whether only listed units are computed in this step: false without a list, and when the lists of its rows name so
-  // many units that computing all is faster. The result is the same.
-  bool skips_units(const StepContext& context) const;
+  // Whether only listed units are computed: not without a list, nor when the lists of the step's rows name so many units
+  // that computing all is faster (the result is the same). FfnListedPhase::n_tasks decides, alone, for the two phases
+  // after it; one word serves all layers, because no layer begins before the one before it has ended.
+  bool* only_listed;
+  bool skips_units() const { return units.data != nullptr && *only_listed; }
 };
 size_t ffn_tile_bytes(bool with_lists);
 
