@@ -106,6 +106,12 @@ void check_row(DType type, int64_t n) { HS_CHECK(n >= 0 && n % dtype_info(type).
 
 }  // namespace
 
+DType fitting_type(DType type, int64_t n) {
+  for (const DType candidate : {type, DType::kQ8_0})
+    if (n % dtype_info(candidate).block_size == 0) return candidate;
+  return DType::kF16;
+}
+
 bool dtype_has_codec(DType type) {
   switch (type) {
     case DType::kF32:

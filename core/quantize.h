@@ -11,6 +11,9 @@ namespace hotset {
 // Whether quantize_row and dequantize_row know a type: F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K.
 bool dtype_has_codec(DType type);
 
+// `type`, or what stands in for it when rows of `n` elements are no whole blocks of it: Q8_0, else F16.
+DType fitting_type(DType type, int64_t n);
+
 // The largest |x| whose block scales fit the type's 16-bit floats.
 float largest_value(DType type);
 

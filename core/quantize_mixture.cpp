@@ -103,10 +103,4 @@ DType mixture_type(const Mixture& mixture, const MixtureModel& model, const std:
   return base;
 }
 
-DType fitting_type(DType type, int64_t n) {
-  for (const DType candidate : {type, DType::kQ8_0})
-    if (n % dtype_info(candidate).block_size == 0) return candidate;
-  return DType::kF16;
-}
-
 }  // namespace hotset

@@ -33,7 +33,4 @@ struct MixtureModel {
 // The type for a weight matrix, before row lengths are looked at. `name` is that of the standard layout or ffn_down_t.
 DType mixture_type(const Mixture& mixture, const MixtureModel& model, const std::string& name);
 
-// `type`, or what stands in for it when rows of `n` elements are no whole blocks of it: Q8_0, else F16.
-DType fitting_type(DType type, int64_t n);
-
 }  // namespace hotset

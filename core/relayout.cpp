@@ -17,12 +17,6 @@ namespace {
 // Units transposed at a time: whole blocks of every type. A tile of 4096 columns takes 4 MiB.
 constexpr int64_t kTileUnits = 256;
 
-// The type that holds rows of n elements: the same where its blocks fit, else the next that loses less.
-DType type_for_rows(DType type, int64_t n) {
-  if (n % dtype_info(type).block_size == 0) return type;
-  return n % dtype_info(DType::kQ8_0).block_size == 0 ? DType::kQ8_0 : DType::kF16;
-}
-
 // Squares of what storing lost, and of what was stored.
 void add_squares(const float* was, const float* is, int64_t n, double& error, double& size) {
   for (int64_t i = 0; i < n; ++i) {
@@ -64,7 +58,7 @@ Relayout::Relayout(const Model& model, int32_t n_threads, const LogSink& log) : 
 void Relayout::make_layer(const Model& model, LayerWeights& layer, ThreadPool& pool, std::vector<Error2>& errors) {
   const TensorView& down = layer.ffn_down.view;  // (n_ff, n_embd)
   const int64_t n_ff = down.n_cols, n_embd = down.n_rows;
-  const DType type = type_for_rows(down.dtype, n_embd);
+  const DType type = fitting_type(down.dtype, n_embd);
   const size_t stride = row_bytes(type, n_embd);
   Arena arena(static_cast<size_t>(n_ff) * stride, Pages::kHuge);
   std::atomic<int64_t> next{0};

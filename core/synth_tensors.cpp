@@ -1,3 +1,4 @@
+#include "core/quantize.h"
 #include "core/synth_tensors.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// How many units a sparse step computed.
+// How many units were active. Where most are, a step computes all of them all the same.
 #pragma once
 
 #include <cstdint>

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "core/error.h"
+#include "core/quantize.h"
 #include "core/quantize_mixture.h"
 #include "core/quantize_model.h"
 #include "tests/cpp/util.h"
