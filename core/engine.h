@@ -37,6 +37,8 @@ const char* build_commit();
 // one line for people.
 std::string describe_processors();
 
+class Engine;
+
 struct EngineOptions {
   int32_t n_threads = 0;         // 0 = one per physical core, performance cores only, within the quota of the cgroup
   std::string pin = "auto";      // "on": each thread on its own core, "off", "auto": off the slow cores of a hybrid CPU
@@ -50,6 +52,9 @@ struct EngineOptions {
   std::string mode = "auto";
   std::string device = "auto";   // "auto" | "cpu" | "cuda"
   std::string isa{};             // "" = best here (or HOTSET_ISA), "generic", "avx2", "avx512"
+  // Weights that this engine of the same model laid out anew at load are used, in dense mode too: dense results on the
+  // very weights of an exact engine. nullptr = the file's, laid out anew where the mode needs it.
+  std::shared_ptr<const Engine> weights_from{};
   LogSink log{};
 };
 
@@ -102,6 +107,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
  private:
   friend class Session;
+  friend class EngineImpl;
   explicit Engine(std::unique_ptr<EngineImpl> impl);
   std::unique_ptr<EngineImpl> impl_;
 };

@@ -63,6 +63,7 @@ class EngineImpl {
   };
 
   const Weights& weights() const;
+  std::shared_ptr<const Relayout> choose_weights(const EngineOptions& options) const;
   Plan make_plan(const EngineOptions& options) const;
   int64_t affordable_rows(const Plan& plan) const;
   void check(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states) const;
@@ -75,7 +76,7 @@ class EngineImpl {
   FairMutex compute_;        // held for one step: guards executor_, params_, output_owner_
   std::mutex blocks_mutex_;  // held shortly: guards pool_ and slabs_; a running step touches only its own blocks
   std::unique_ptr<Device> device_;
-  std::unique_ptr<Relayout> relayout_;  // in exact mode: the weights that plans use
+  std::shared_ptr<const Relayout> relayout_;  // the weights that plans use, unless they are the file's
   std::unique_ptr<Executor> executor_;
   bool exact_ = false;  // inactive units are skipped
   DType kv_type_ = DType::kF16;

@@ -9,6 +9,7 @@ namespace {
 struct KldFlags {
   TextFlags text;
   std::string base_kv_type;  // "" = as --kv-type
+  std::string base_weights = "same";
   bool as_json = false;
   ModelFlags model;
   DeviceFlags device;
@@ -24,6 +25,9 @@ void declare(Args& args, KldFlags& flags) {
   add_device_flags(args, flags.device);
   args.choice("--base-kv-type", "auto|f16|f32|q8_0", "number format of the dense side's KV cache (as --kv-type)",
               flags.base_kv_type);
+  args.choice("--base-weights", "same|file",
+              "dense on the weights that the mode uses, or on the file's, where a standard file was laid out anew",
+              flags.base_weights);
 }
 
 double ppl_ratio(const KldResult& result) { return result.other.ppl() / result.base.ppl(); }
@@ -36,7 +40,7 @@ std::string json_report(const KldFlags& flags, const Model& model, const EngineI
   json.field("kld_p999", result.kld_p999).field("kld_max", result.kld_max).field("same_top", result.same_top);
   json.field("ppl", result.other.ppl()).field("ppl_base", result.base.ppl()).field("ppl_ratio", ppl_ratio(result));
   json.field("n_tokens", result.n_scored).field("n_ctx", flags.text.n_ctx);
-  json.field("mode", other.mode).field("mode_base", base.mode);
+  json.field("mode", other.mode).field("mode_base", base.mode).field("base_weights", flags.base_weights);
   json.field("kv_type", other.kv_type).field("kv_type_base", base.kv_type);
   json.field("device", other.device).field("isa", other.isa).field("n_threads", other.n_threads);
   json.field("build_commit", build_commit()).end_object();
@@ -70,6 +74,7 @@ int cmd_kld(const Words& words) {
   base_options.mode = "dense";
   if (!flags.base_kv_type.empty()) base_options.kv_type = flags.base_kv_type;
   const auto other = Engine::create(model, options);
+  if (flags.base_weights == "same") base_options.weights_from = other;
   const auto base = Engine::create(model, base_options);
   check_device_flags(flags.device, other->info());
   write_note(engine_line(*model, other->info()));

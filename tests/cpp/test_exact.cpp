@@ -158,6 +158,11 @@ TEST_CASE("exact: a standard file is laid out anew at load") {
     REQUIRE(lines.size() == 1);
     CHECK((lines[0].find("lossless") != std::string::npos) == !blocks);
     CHECK(all_logits(standard, {.n_threads = 1, .mode = "exact"}, ids, ids.size()) == got);
+    const auto exact = Engine::create(standard, {.n_threads = 1, .mode = "exact"});
+    EngineOptions same{.n_threads = 2, .mode = "dense"};
+    same.weights_from = exact;
+    CHECK(all_logits(standard, same, ids, 5) == got);
+    CHECK_THROWS_AS(Engine::create(load_bytes(writer.bytes()), same), std::invalid_argument);
     SlowModel slow(*standard);
     double worst = 0;
     for (size_t i = 0; i < ids.size(); ++i) {

@@ -203,6 +203,17 @@ def test_kld_of_exact_against_dense_is_exactly_zero(hotset, demo_model, tmp_path
         assert (answer["mean_kld"], answer["kld_max"], answer["same_top"], answer["ppl_ratio"]) == (0, 0, 1, 1)
 
 
+def test_kld_of_exact_on_a_standard_file_takes_dense_on_the_weights_laid_out_anew(hotset, demo_model, tmp_path):
+    path, standard = tmp_path / "text.txt", tmp_path / "standard.gguf"
+    path.write_text("Once upon a time there was a little boat. It was blue. " * 30)
+    assert hotset("quantize", str(demo_model), str(standard), "q4_0", "--layout", "gguf").returncode == 0
+    words = ["kld", "-m", str(standard), "-f", str(path), "-c", "32", "--chunks", "2", "--mode", "exact", "--json"]
+    same = json.loads(hotset(*words).stdout)
+    assert (same["mean_kld"], same["kld_max"], same["same_top"], same["base_weights"]) == (0, 0, 1, "same")
+    file = json.loads(hotset(*words, "--base-weights", "file").stdout)
+    assert 0 < file["mean_kld"] < 0.1 and file["ppl"] == same["ppl"] and file["ppl_base"] != same["ppl_base"]
+
+
 def test_kld_sees_another_number_format_of_the_kv_cache(hotset, stories, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("Once upon a time there was a little boat. It was blue. " * 30)

@@ -1,0 +1,194 @@
+// What an engine is made of: its options checked, the device chosen, the plan built for the memory there is.
+#include <algorithm>
+#include <cstdlib>
+#include <thread>
+
+#include "core/devices.h"
+#include "core/engine_impl.h"
+#include "core/planner.h"
+#include "core/topology.h"
+#include "core/weights.h"
+
+namespace hotset {
+namespace {
+
+// Logits of a step are kept below this size; wanting more only means more steps.
+constexpr int64_t kMaxLogitBytes = int64_t{64} << 20;
+// Activations of a step may take this much, or as much as the weights: a model with few weights and wide layers gets
+// smaller steps, not gigabytes.
+constexpr uint64_t kMinActivationBytes = uint64_t{64} << 20;
+// KV memory is allocated in pieces of about this size.
+constexpr int64_t kSlabBytes = int64_t{16} << 20;
+
+[[noreturn]] void fail_option(const std::string& name, const std::string& expected, const std::string& got) {
+  throw std::invalid_argument(error_text("engine", name, expected, got, "pass a value in that range"));
+}
+
+void check_options(const EngineOptions& options) {
+  if (options.n_threads < 0 || options.n_threads > 1024)
+    fail_option("n_threads", "0 (one per core) to 1024", cat(options.n_threads));
+  if (options.n_ctx < 0 || options.n_ctx > int64_t{1} << 30)
+    fail_option("n_ctx", "0 (as the model) to 2^30", cat(options.n_ctx));
+  if (options.n_batch < 1 || options.n_batch > 65536) fail_option("n_batch", "1 to 65536", cat(options.n_batch));
+  if (options.n_sequences < 0) fail_option("n_sequences", "0 (no limit) or more", cat(options.n_sequences));
+  if (options.mode == "predict")
+    throw UnsupportedModelError(error_text("engine", "mode", "auto, exact or dense (predict is not in this version)",
+                                           quoted(options.mode), "use --mode exact"));
+  if (options.mode != "auto" && options.mode != "dense" && options.mode != "exact")
+    fail_option("mode", "auto, dense, exact or predict", quoted(options.mode));
+  if (options.kv_type != "auto" && options.kv_type != "f16" && options.kv_type != "f32" && options.kv_type != "q8_0")
+    fail_option("kv_type", "auto, f16, q8_0 or f32", quoted(options.kv_type));
+  if (options.pin != "auto" && options.pin != "on" && options.pin != "off")
+    fail_option("pin", "auto, on or off", quoted(options.pin));
+  if (options.device == "virtual")
+    throw DeviceError(error_text("engine", "device", "auto, cpu or cuda (virtual is not in this version)",
+                                 "\"virtual\"", "use --device cpu"));
+  if (options.device != "auto" && options.device != "cpu" && options.device != "cuda")
+    fail_option("device", "auto, cpu or cuda", quoted(options.device));
+}
+
+// Whether inactive units are skipped: where the activation makes exact zeros, unless dense is asked for.
+bool skips_units(const EngineOptions& options, const ModelConfig& config) {
+  const bool sparse = is_sparse(config.activation);
+  if (options.mode == "exact" && !sparse)
+    throw UnsupportedModelError(error_text("engine", "mode exact", "an activation that makes exact zeros",
+                                           quoted(activation_name(config.activation)),
+                                           "use --mode dense, or --activation when the file is wrong"));
+  return sparse && options.mode != "dense";
+}
+
+// The one environment variable of the library: HOTSET_ISA names the instruction set when the options do not.
+std::string chosen_isa(const EngineOptions& options) {
+  if (!options.isa.empty()) return options.isa;
+  const char* value = std::getenv("HOTSET_ISA");
+  return value ? value : "";
+}
+
+DType chosen_kv_type(const EngineOptions& options, const Model& model) {
+  if (options.kv_type == "q8_0") {
+    if (model.config().head_dim % dtype_info(DType::kQ8_0).block_size != 0)
+      throw UnsupportedModelError(error_text("engine", "kv_type q8_0", "heads of a multiple of 32 elements",
+                                             cat(model.config().head_dim), "use --kv-type f16"));
+    return DType::kQ8_0;
+  }
+  const bool f32 = options.kv_type == "f32" || (options.kv_type == "auto" && model.weights().all_f32);
+  return f32 ? DType::kF32 : DType::kF16;
+}
+
+const char* kv_type_name(DType dtype) {
+  return dtype == DType::kQ8_0 ? "q8_0" : dtype == DType::kF16 ? "f16" : "f32";
+}
+
+// No more than there are processors.
+int32_t relayout_threads(int32_t n_threads) {
+  return std::clamp<int32_t>(n_threads, 1, std::max<int32_t>(1, static_cast<int32_t>(std::thread::hardware_concurrency())));
+}
+
+std::unique_ptr<Device> make_device(const EngineOptions& options) {
+  if (options.device == "cuda") return make_cuda_device();
+  const Topology topology = read_topology();
+  CpuDeviceOptions out;
+  out.n_threads = options.n_threads > 0 ? options.n_threads : topology.default_threads();
+  out.isa = chosen_isa(options);
+  out.n_processors = topology.n_processors;
+  out.worker_cpus = place_threads(topology, out.n_threads, options.pin);
+  out.memory_nodes = topology.nodes();
+  if (out.n_threads > topology.n_processors)
+    log_to(options.log, LogLevel::kInfo,
+           cat("[engine] ", out.n_threads, " threads asked for, ", topology.n_processors,
+               " can run at once and are used"));
+  return make_cpu_device(out);
+}
+
+}  // namespace
+
+EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOptions& options)
+    : model(std::move(model_in)) {
+  check_options(options);
+  const ModelConfig& config = model->config();
+  n_ctx_ = options.n_ctx > 0 ? options.n_ctx : config.n_ctx_train;
+  if (n_ctx_ > config.n_ctx_train && config.arch->positions == Positions::kLearned)
+    fail_option("n_ctx", cat("at most ", config.n_ctx_train, ", the positions that the model has learned"), cat(n_ctx_));
+  if (n_ctx_ > config.n_ctx_train)
+    log_to(options.log, LogLevel::kWarning,
+           cat("[engine] a context of ", n_ctx_, " is longer than the ", config.n_ctx_train,
+               " positions the model was trained for; the end may be nonsense"));
+  kv_type_ = chosen_kv_type(options, *model);
+  exact_ = skips_units(options, config);
+  memory_limit_ = physical_memory_bytes();
+  device_ = make_device(options);
+  relayout_ = choose_weights(options);
+  executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get()}, make_plan(options));
+  const int64_t blocks_each = (n_ctx_ + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions;
+  pool_ = std::make_unique<KvBlockPool>(options.n_sequences > 0 ? blocks_each * options.n_sequences : INT32_MAX);
+  const int64_t block_bytes = static_cast<int64_t>(executor_->plan().kv.block_bytes());
+  blocks_per_slab_ = std::clamp<int64_t>(kSlabBytes / block_bytes, 1, 1024);
+}
+
+std::shared_ptr<const Relayout> EngineImpl::choose_weights(const EngineOptions& options) const {
+  if (options.weights_from) {
+    if (&options.weights_from->model() != model.get())
+      throw std::invalid_argument(error_text("engine", "weights_from", "an engine of the same Model", "of another one",
+                                             "create both from one Model"));
+    if (options.weights_from->impl_->relayout_) return options.weights_from->impl_->relayout_;
+  }
+  if (!exact_) return nullptr;
+  return std::make_shared<Relayout>(*model, relayout_threads(device_->info().n_threads), options.log);
+}
+
+const Weights& EngineImpl::weights() const { return relayout_ ? relayout_->weights() : model->weights(); }
+
+Plan EngineImpl::make_plan(const EngineOptions& options) const {
+  const ModelConfig& config = model->config();
+  PlanOptions plan_options;
+  plan_options.max_rows = std::min<int64_t>(options.n_batch, n_ctx_ * std::max(options.n_sequences, 1));
+  plan_options.max_rows = std::max<int64_t>(plan_options.max_rows, std::min<int64_t>(options.n_batch, 64));
+  const int64_t logit_bytes = config.n_vocab * static_cast<int64_t>(sizeof(float));
+  plan_options.max_output_rows = std::clamp<int64_t>(kMaxLogitBytes / logit_bytes, 1, plan_options.max_rows);
+  plan_options.max_positions = n_ctx_;
+  plan_options.kv_type = kv_type_;
+  plan_options.exact = exact_;
+  Plan plan = build_plan(config, weights(), plan_options);
+  plan.max_rows = affordable_rows(plan);
+  plan.max_output_rows = std::min(plan.max_output_rows, plan.max_rows);
+  return plan;
+}
+
+// How many rows of the plan fit the memory that activations may take; at least one.
+int64_t EngineImpl::affordable_rows(const Plan& plan) const {
+  const uint64_t each = row_memory_bytes(plan);
+  if (memory_limit_ > 0 && each > memory_limit_)
+    throw OutOfMemoryError(error_text("engine", "activations of one token", cat("at most ", memory_limit_, " bytes"),
+                                      cat(each), "use a smaller model"));
+  const uint64_t budget = std::max(kMinActivationBytes, model->size_bytes());
+  return std::clamp<int64_t>(static_cast<int64_t>(budget / each), 1, plan.max_rows);
+}
+
+EngineInfo EngineImpl::info() const {
+  const DeviceInfo device = device_->info();
+  const KvLayout& kv = executor_->plan().kv;
+  EngineInfo out;
+  out.device = device.kind;
+  out.isa = device.detail;
+  out.mode = exact_ ? "exact" : "dense";
+  out.kv_type = kv_type_name(kv_type_);
+  out.n_threads = device.n_threads;
+  out.n_ctx = n_ctx_;
+  out.weight_bytes = model->size_bytes();
+  out.weight_bytes_per_token = model->size_bytes();
+  const TensorView& table = model->weights().token_embd.view;
+  if (!model->weights().tied) out.weight_bytes_per_token -= table.size_bytes() - table.row_stride;
+  const TensorView& positions = model->weights().position_embd.view;
+  if (positions) out.weight_bytes_per_token -= positions.size_bytes() - positions.row_stride;
+  out.kv_bytes_per_position = kv.block_bytes() / static_cast<uint64_t>(KvLayout::kBlockPositions);
+  out.buffer_bytes = executor_->buffer_bytes();
+  if (!exact_) return out;
+  out.relayout_bytes = relayout_->n_bytes();
+  for (const LayerWeights& layer : weights().layers) {
+    out.skippable_bytes_per_token += layer.ffn_down_t.view.size_bytes();
+    if (layer.ffn_gate) out.skippable_bytes_per_token += layer.ffn_up.view.size_bytes();
+  }
+  return out;
+}
+
+}  // namespace hotset
