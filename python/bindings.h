@@ -91,6 +91,7 @@ class NativeEngine {
   NativeEngine(std::shared_ptr<const Model> model, std::shared_ptr<Engine> engine)
       : model_(std::move(model)), engine_(std::move(engine)) {}
   const Model& model() const { return *model_; }
+  const std::shared_ptr<const Model>& shared_model() const { return model_.shared(); }
   const std::shared_ptr<Engine>& engine() const { return engine_.shared(); }
 
  private:
@@ -100,5 +101,6 @@ class NativeEngine {
 
 void bind_engine(nb::module_& module);
 void bind_generation(nb::module_& module);
+void bind_compare(nb::module_& module);
 
 }  // namespace hotset::python

@@ -24,7 +24,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .generation import Completion, GenerateOptions, GenerateStats, Token, TokenStream
     from .model import Model
-    from .model_info import ModelStats
+    from .model_info import KldResult, ModelStats
 
     __version__: str
 
@@ -35,6 +35,7 @@ __all__ = [
     "Error",
     "GenerateOptions",
     "GenerateStats",
+    "KldResult",
     "Model",
     "ModelFormatError",
     "ModelStats",
@@ -52,6 +53,7 @@ _MODULE_OF = {
     "Token": ".generation",
     "TokenStream": ".generation",
     "Model": ".model",
+    "KldResult": ".model_info",
     "ModelStats": ".model_info",
 }
 

@@ -52,3 +52,6 @@ class Generation:
         """Ends the generation within a token; may be called from any thread."""
 
     def stats(self) -> dict[str, Any]: ...
+
+def kl_divergence(engine: Engine, tokens: Sequence[int], n_ctx: int) -> dict[str, Any]:
+    """How far an engine's predictions are from dense ones on the same weights."""

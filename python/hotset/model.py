@@ -16,7 +16,7 @@ from . import _core, hub
 from .arguments import checked_bool, checked_path, load_options, reject_unknown, split_prompts, token_ids, utf8
 from .errors import ContextLengthError, DeviceError, error_text
 from .generation import Completion, Request, Token, TokenStream
-from .model_info import ModelStats, metadata_value
+from .model_info import KldResult, ModelStats, metadata_value
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -295,6 +295,20 @@ class Model:
         if not ids:
             raise ValueError("[logits] tokens: expected at least one, got none; pass ids of tokenize()")
         return engine.logits(ids)
+
+    def kld(self, text: str | Iterable[int], n_ctx: int = 512) -> KldResult:
+        """Compares this model's predictions with dense ones on the same weights, as `hotset kld` does.
+
+        Args:
+            text: text or token ids, at least 2 * n_ctx tokens.
+            n_ctx: tokens read at once; the second half of each such chunk is scored.
+
+        Raises:
+            ValueError: the text is too short, or n_ctx is out of range.
+        """
+        engine = self._open_engine()
+        ids = self.tokenize(text) if isinstance(text, str) else token_ids(text)
+        return KldResult(**_core.kl_divergence(engine, ids, n_ctx))
 
     @property
     def metadata(self) -> dict[str, str | int | float | bool]:

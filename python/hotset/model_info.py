@@ -47,6 +47,31 @@ class ModelStats:
     buffer_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class KldResult:
+    """How far a mode's predictions are from dense ones on the same weights, over the scored positions of a text.
+
+    Attributes:
+        mean_kld: mean Kullback-Leibler divergence in nats.
+        kld_error: its standard error.
+        kld_p999: 99.9 % of the positions lie below.
+        kld_max: the largest.
+        same_top: share of positions at which both put the same token first.
+        ppl: perplexity of the mode.
+        ppl_base: perplexity of dense execution.
+        n_tokens: scored positions.
+    """
+
+    mean_kld: float
+    kld_error: float
+    kld_p999: float
+    kld_max: float
+    same_top: float
+    ppl: float
+    ppl_base: float
+    n_tokens: int
+
+
 def metadata_value(kind: str, text: str) -> str | int | float | bool:
     """Turns a value as `inspect` shows it back into what it is."""
     if kind == "str":

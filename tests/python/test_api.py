@@ -315,3 +315,15 @@ def test_dropping_frees_the_engine():
     model_gone = weakref.ref(loaded)
     del loaded
     assert model_gone() is None
+
+
+def test_kld_compares_a_mode_with_dense():
+    text = "Once upon a time there was a little boat. It was blue. " * 30
+    with Model(mode="exact", n_threads=1) as model:
+        result = model.kld(text, n_ctx=32)
+        assert (result.mean_kld, result.kld_max, result.same_top) == (0, 0, 1)
+        assert result.ppl == result.ppl_base > 1 and result.n_tokens >= 2 * 15
+        with pytest.raises(ValueError, match="at least 1024 tokens"):
+            model.kld(text[:40])
+    with Model(mode="dense", kv_type="q8_0", n_threads=1) as model:
+        assert model.kld(model.tokenize(text), n_ctx=32).mean_kld == 0  # the dense side has the same cache
