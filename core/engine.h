@@ -51,7 +51,7 @@ struct EngineOptions {
   // where the activation makes zeros
   std::string mode = "auto";
   std::string device = "auto";   // "auto" | "cpu" | "cuda"
-  std::string isa{};             // "" = best here (or HOTSET_ISA), "generic", "avx2", "avx512"
+  std::string isa{};             // "" = best here (or HOTSET_ISA), "generic", "avx2", "avx512"; "amx" when named
   // Weights that this engine of the same model laid out anew at load are used, in dense mode too: dense results on the
   // very weights of an exact engine. nullptr = the file's, laid out anew where the mode needs it.
   std::shared_ptr<const Engine> weights_from{};

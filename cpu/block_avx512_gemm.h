@@ -107,17 +107,29 @@ struct Avx512 {
     }
   }
 
+  // sums[2 a + half] += d[half] * scale of activation a * sum(a, half), an integer as a float.
+  template <int N, class ActRecord, class Sum>
+  static void add_scaled(const __m512* d, const ActRecord& act, Sum sum, __m512* sums) {
+    for (int a = 0; a < N; ++a)
+      for (int half = 0; half < 2; ++half) {
+        __m512& to = sums[2 * a + half];
+        to = _mm512_fmadd_ps(_mm512_mul_ps(d[half], _mm512_set1_ps(act.scale[a])), sum(a, half), to);
+      }
+  }
+
+  template <int N, class ActRecord, class Sum>
+  static void add_block(const std::byte* record, const ActRecord& act, Sum sum, __m512* sums) {
+    const __m256i* scales = reinterpret_cast<const __m256i*>(record + kScalesAt);
+    const __m512 d[2] = {_mm512_cvtph_ps(_mm256_load_si256(scales)), _mm512_cvtph_ps(_mm256_load_si256(scales + 1))};
+    add_scaled<N>(d, act, sum, sums);
+  }
+
   template <class Format, int N>
   static void multiply(const std::byte* record, const Record<Format>& act, __m512* sums) {
     __m512i s[2 * N];
     for (int a = 0; a < N; ++a) s[2 * a] = s[2 * a + 1] = _mm512_set1_epi32(act.start[a]);
     add_products<N>(record, act, 0, 8, s);
-    const __m256i* scales = reinterpret_cast<const __m256i*>(record + kScalesAt);
-    const __m512 d[2] = {_mm512_cvtph_ps(_mm256_load_si256(scales)), _mm512_cvtph_ps(_mm256_load_si256(scales + 1))};
-    for (int i = 0; i < 2 * N; ++i) {
-      const __m512 scale = _mm512_mul_ps(d[i % 2], _mm512_set1_ps(act.scale[i / 2]));
-      sums[i] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(s[i]), sums[i]);
-    }
+    add_block<N>(record, act, [&](int a, int half) { return _mm512_cvtepi32_ps(s[2 * a + half]); }, sums);
   }
 };
 

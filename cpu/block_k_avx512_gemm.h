@@ -127,22 +127,36 @@ struct Avx512K : Avx512 {
       multiply_minimum<N>(record, act, sums);
   }
 
+  // A block of Q4_K or Q5_K: as add_scaled, then the minimum's part.
+  template <int N, class ActRecord, class Sum>
+  static void add_minimum(const std::byte* record, const ActRecord& act, Sum sum, __m512* sums) {
+    const __m512 d[2] = {load(record, 0, 0), load(record, 0, 1)}, m[2] = {load(record, 1, 0), load(record, 1, 1)};
+    for (int a = 0; a < N; ++a)
+      for (int half = 0; half < 2; ++half) {
+        __m512& to = sums[2 * a + half];
+        to = _mm512_fmadd_ps(_mm512_mul_ps(d[half], _mm512_set1_ps(act.scale[a])), sum(a, half), to);
+        to = _mm512_fnmadd_ps(m[half], _mm512_set1_ps(act.scaled_sum[a]), to);
+      }
+  }
+
+  // A block of Q6_K: sum(a, half) is the sum over both halves of the block, each times its scale, below 2^24: float
+  // operations on such integers are exact. Where it is 0 they may give -0, which changes nothing: lanes start at +0 and
+  // never become -0 here.
+  template <int N, class ActRecord, class Sum>
+  static void add_halves(const std::byte* record, const ActRecord& act, Sum sum, __m512* sums) {
+    const __m512 d[2] = {load(record, 0, 0), load(record, 0, 1)};
+    add_scaled<N>(d, act, sum, sums);
+  }
+
  private:
   template <int N, class ActRecord>
   static void multiply_minimum(const std::byte* record, const ActRecord& act, __m512* sums) {
     __m512i s[2 * N];
     for (int i = 0; i < 2 * N; ++i) s[i] = _mm512_setzero_si512();
     add_products<N>(record, act, 0, 8, s);
-    const __m512 d[2] = {load(record, 0, 0), load(record, 0, 1)}, m[2] = {load(record, 1, 0), load(record, 1, 1)};
-    for (int i = 0; i < 2 * N; ++i) {
-      const __m512 scale = _mm512_mul_ps(d[i % 2], _mm512_set1_ps(act.scale[i / 2]));
-      sums[i] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(s[i]), sums[i]);
-      sums[i] = _mm512_fnmadd_ps(m[i % 2], _mm512_set1_ps(act.scaled_sum[i / 2]), sums[i]);
-    }
+    add_minimum<N>(record, act, [&](int a, int half) { return _mm512_cvtepi32_ps(s[2 * a + half]); }, sums);
   }
 
-  // The sums of halves times their scales are integers below 2^24, so float operations on them are exact. Where the
-  // integer is 0 they may give -0, which changes nothing: lanes start at +0 and never become -0 here.
   template <int N>
   static void multiply_halves(const std::byte* record, const Record<Q6K>& act, __m512* sums) {
     __m512i s[2 * N];
@@ -156,9 +170,7 @@ struct Avx512K : Avx512 {
         scaled[i] = half == 0 ? _mm512_mul_ps(c[i % 2], sum) : _mm512_fmadd_ps(c[i % 2], sum, scaled[i]);
       }
     }
-    const __m512 d[2] = {load(record, 0, 0), load(record, 0, 1)};
-    for (int i = 0; i < 2 * N; ++i)
-      sums[i] = _mm512_fmadd_ps(_mm512_mul_ps(d[i % 2], _mm512_set1_ps(act.scale[i / 2])), scaled[i], sums[i]);
+    add_halves<N>(record, act, [&](int a, int half) { return scaled[2 * a + half]; }, sums);
   }
 };
 

@@ -9,18 +9,29 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#endif
 
 namespace hotset::cpu {
 namespace {
 
-enum Level { kGeneric, kAvx2, kAvx512 };
-constexpr const char* kNames[] = {"generic", "avx2", "avx512"};
+enum Level { kGeneric, kAvx2, kAvx512, kAmx, kNLevels };
+constexpr const char* kNames[kNLevels] = {"generic", "avx2", "avx512", "amx"};
 
 #if defined(__x86_64__)
 
-// Bits of the operating system's register state mask (XCR0): it saves xmm and ymm; also the opmask and zmm registers.
+// Bits of the operating system's register state mask (XCR0): it saves xmm and ymm; also the opmask and zmm registers;
+// also tiles and their configuration.
 constexpr uint32_t kSavesYmm = 0x6;
 constexpr uint32_t kSavesZmm = 0xe6;
+constexpr uint32_t kSavesTiles = 0x600e6;
+
+// AMX-TILE and AMX-INT8 in edx of CPUID leaf 7; compilers name them differently.
+constexpr uint32_t kHasTiles = 1u << 24 | 1u << 25;
 
 uint32_t saved_state() {
   uint32_t low, high;
@@ -39,7 +50,8 @@ Level detect() {
   if (!has_all(ebx, bit_AVX2) || !has_all(saved, kSavesYmm)) return kGeneric;
   const bool avx512 = has_all(ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL) &&
                       has_all(ecx, bit_AVX512VNNI) && has_all(saved, kSavesZmm);
-  return avx512 ? kAvx512 : kAvx2;
+  if (!avx512) return kAvx2;
+  return has_all(edx, kHasTiles) && has_all(saved, kSavesTiles) ? kAmx : kAvx512;
 }
 
 #else
@@ -48,9 +60,24 @@ Level detect() { return kGeneric; }
 
 #endif
 
-Level best_level() {
+Level most_level() {
   static const Level level = detect();
   return level;
+}
+
+// AMX was never timed on hardware, so it is there for those who name it only.
+Level best_level() { return most_level() < kAmx ? most_level() : kAvx512; }
+
+// Linux gives a process the 8 KB of tile data per thread when it asks: once, for all threads it has or will have.
+void ask_for_tiles() {
+  std::string reason = "another system";
+#if defined(SYS_arch_prctl)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0) return;
+  reason = std::strerror(errno);
+#endif
+  throw DeviceError(error_text("cpu", "tiles of AMX", "permission from the system (Linux 5.16 or newer)", reason,
+                               "unset HOTSET_ISA to let hotset choose"));
 }
 
 // Built at first use: filling a table may itself run instructions of its set.
@@ -60,10 +87,11 @@ const Kernels& table_of() {
     Kernels built{};
     built.isa = kNames[level];
 #if defined(__x86_64__)
-    if constexpr (level == kAvx512) {
+    if constexpr (level >= kAvx512) {
       fill_float_avx512(built);
       fill_block_avx512(built);
       fill_block_k_avx512(built);
+      if (level == kAmx) fill_block_amx(built);
       return built;
     } else if constexpr (level == kAvx2) {
       fill_float_avx2(built);
@@ -85,19 +113,22 @@ const Kernels& table_of() {
 const char* best_isa() { return kNames[best_level()]; }
 
 const Kernels& kernels_for(const char* isa) {
-  const Level best = best_level();
-  int level = best;
+  int level = best_level();
   if (isa != nullptr && *isa != '\0') {
     level = 0;
-    while (level < 3 && std::strcmp(isa, kNames[level]) != 0) ++level;
-    if (level == 3)
-      throw Error(error_text("cpu", "unknown instruction set", "generic, avx2 or avx512", quoted(isa),
+    while (level < kNLevels && std::strcmp(isa, kNames[level]) != 0) ++level;
+    if (level == kNLevels)
+      throw Error(error_text("cpu", "unknown instruction set", "generic, avx2, avx512 or amx", quoted(isa),
                              "correct HOTSET_ISA, or unset it to let hotset choose"));
   }
-  if (level > best)
-    throw DeviceError(error_text("cpu", "this CPU lacks an instruction set", std::string("at most ") + best_isa(), isa,
+  if (level > most_level())
+    throw DeviceError(error_text("cpu", "this CPU lacks an instruction set",
+                                 std::string("at most ") + kNames[most_level()], isa,
                                  "correct HOTSET_ISA, or unset it to let hotset choose"));
   switch (level) {
+    case kAmx:
+      ask_for_tiles();
+      return table_of<kAmx>();
     case kAvx512:
       return table_of<kAvx512>();
     case kAvx2:

@@ -125,7 +125,7 @@ struct AttendArgs {
 };
 
 struct Kernels {
-  const char* isa;  // "generic", "avx2", "avx512"
+  const char* isa;  // "generic", "avx2", "avx512", "amx"
 
   // x (n) -> q, scale, sum as in ActivationRow. inverse = 127 / max|x|; q = round to nearest even of x * inverse.
   // A block that holds a NaN or infinity gets scale NaN, so that it is not lost silently. A block whose inverse would
@@ -176,12 +176,14 @@ struct Kernels {
   size_t (*attend_scratch_bytes)(int64_t head_dim);
 };
 
-// The table of the named instruction set (generic | avx2 | avx512), or for nullptr or "" the best of this machine.
+// The table of the named instruction set (generic | avx2 | avx512 | amx), or for nullptr or "" that of best_isa().
 // Throws hotset::Error for an unknown name or one this CPU lacks. "avx512" means F, BW, DQ, VL, VNNI and VBMI is not
-// needed; "avx2" means AVX2, FMA and F16C; both also ask the operating system (XGETBV).
+// needed; "avx2" means AVX2, FMA and F16C; "amx" means AMX-TILE and AMX-INT8 for the gemms of block weights, and
+// AVX-512 for the rest; all also ask the operating system (XGETBV). For "amx" it must let this process have tiles, or
+// DeviceError is thrown.
 const Kernels& kernels_for(const char* isa);
 
-// Name of the best instruction set here: "generic", "avx2" or "avx512".
+// Name of the best instruction set here: "generic", "avx2" or "avx512", never "amx".
 const char* best_isa();
 
 }  // namespace hotset::cpu

@@ -21,4 +21,7 @@ void fill_block_k_generic(Kernels& table);
 void fill_block_k_avx2(Kernels& table);
 void fill_block_k_avx512(Kernels& table);
 
+// gemm of all block types and gemm_scratch_bytes, in place of those of AVX-512: cpu/block_amx.cpp.
+void fill_block_amx(Kernels& table);
+
 }  // namespace hotset::cpu

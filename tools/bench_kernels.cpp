@@ -179,7 +179,7 @@ void bench_isa(const Kernels& kernels, const std::string& only, int64_t n) {
 int main(int argc, char** argv) {
   const std::string isa = argc > 1 ? argv[1] : "", type = argc > 2 ? argv[2] : "";
   const int64_t n = argc > 3 ? std::max<int64_t>(kSuperBlock, std::atol(argv[3]) / kSuperBlock * kSuperBlock) : 4096;
-  for (const char* each : {"avx512", "avx2", "generic"}) {
+  for (const char* each : {"amx", "avx512", "avx2", "generic"}) {
     if (!isa.empty() && isa != each) continue;
     try {
       bench_isa(kernels_for(each), type, n);

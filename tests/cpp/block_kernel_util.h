@@ -1,5 +1,5 @@
 // What the tests of the block kernels share: the canonical rules as plain scalar code, tables of every instruction set
-// this CPU has, guarded memory, and problems: matrices with activations.
+// this CPU has and of AMX over emulated tiles, guarded memory, and problems: matrices with activations.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -19,6 +19,8 @@
 #include "cpu/canonical.h"
 #include "cpu/kernels_fill.h"
 #include "cpu/reference.h"
+#include "tests/cpp/emulated_tiles.h"
+#include "tests/cpp/util.h"
 
 namespace {
 
@@ -47,7 +49,11 @@ const std::vector<Kernels>& tables() {
       list.emplace_back().isa = "avx512";
       fill_block_avx512(list.back());
       fill_block_k_avx512(list.back());
+      list.push_back(list.back());
+      list.back().isa = "amx (emulated)";
+      fill_block_emulated_amx(list.back());
     }
+    if (test::isas().back() == "amx") list.push_back(kernels_for("amx"));
 #endif
     return list;
   }();

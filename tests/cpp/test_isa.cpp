@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "cpu/kernels.h"
+#include "tests/cpp/util.h"
 
 namespace hotset::cpu {
 namespace {
@@ -33,6 +34,23 @@ TEST_CASE("kernels_for gives the named table, or the best one for no name") {
   }
 }
 
+TEST_CASE("kernels_for gives AMX to those who name it only, and AVX-512 for what it leaves alone") {
+  CHECK(std::string(best_isa()) != "amx");
+  if (test::isas().back() != "amx") {
+    MESSAGE("no AMX here: its gemms ran over emulated tiles only (tests/cpp/emulated_tiles.cpp)");
+    CHECK_THROWS_AS(kernels_for("amx"), DeviceError);
+    return;
+  }
+  const Kernels &amx = kernels_for("amx"), &avx512 = kernels_for("avx512");
+  CHECK(std::string(amx.isa) == "amx");
+  CHECK(is_complete(amx));
+  CHECK((amx.attend_chunk == avx512.attend_chunk));
+  for (int type = 0; type < kNWeightTypes; ++type) {
+    CHECK((amx.dot_rows[type] == avx512.dot_rows[type]));
+    CHECK((amx.gemm[type] != avx512.gemm[type]) == is_block_type(static_cast<WeightType>(type)));
+  }
+}
+
 TEST_CASE("kernels_for refuses unknown names and what this CPU lacks") {
   CHECK_THROWS_AS(kernels_for("avx1024"), Error);
   CHECK_THROWS_AS(kernels_for("AVX2"), Error);
@@ -40,7 +58,7 @@ TEST_CASE("kernels_for refuses unknown names and what this CPU lacks") {
     kernels_for("neon\n");
     FAIL("an unknown name was taken");
   } catch (const Error& error) {
-    CHECK(std::string(error.what()).find("generic, avx2 or avx512") != std::string::npos);
+    CHECK(std::string(error.what()).find("generic, avx2, avx512 or amx") != std::string::npos);
     CHECK(std::string(error.what()).find('\n') == std::string::npos);
   }
   const std::string best = best_isa();

@@ -312,6 +312,11 @@ std::vector<std::string> isas() {
     out.push_back(isa);
     if (std::string(cpu::best_isa()) == isa) break;
   }
+  try {
+    cpu::kernels_for("amx");
+    out.push_back("amx");
+  } catch (const DeviceError&) {  // most machines
+  }
   return out;
 }
 

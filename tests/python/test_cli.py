@@ -214,7 +214,7 @@ def test_threads_batches_and_isa_do_not_change_the_text(hotset, demo_model):
     for extra in (["-t", "1"], ["-t", "3"], ["-b", "1"], ["-b", "3"], ["-c", "64"]):
         assert hotset(*words, *extra).stdout == expected, extra
     tried = 0
-    for isa in ("generic", "avx2", "avx512"):
+    for isa in ("generic", "avx2", "avx512", "amx"):
         result = hotset(*words, env={"HOTSET_ISA": isa})
         if result.returncode != 0:
             assert isa != "generic"
