@@ -1,4 +1,6 @@
 // `hotset doctor`: what this machine and this build offer, and why a GPU is or is not used.
+#include <algorithm>
+
 #include "tools/common.h"
 #include "tools/json.h"
 #include "tools/machine.h"
@@ -57,6 +59,15 @@ std::string joined(const std::vector<std::string>& words) {
   return out.empty() ? "none known" : out;
 }
 
+// The kernels in use, and those to try that are not chosen by themselves.
+std::string describe_kernels(const Findings& findings) {
+  const std::vector<std::string>& features = findings.machine.features;
+  const bool has_amx = std::find(features.begin(), features.end(), "amx_int8") != features.end();
+  if (findings.isa.empty()) return "unknown";
+  if (!has_amx || findings.isa != "avx512") return findings.isa;
+  return findings.isa + "; this CPU has AMX: HOTSET_ISA=amx uses it for prompts (never timed, so not chosen)";
+}
+
 std::string text_report(const Findings& findings) {
   const Machine& machine = findings.machine;
   std::string out = cat("hotset     ", version(), " (", build_commit(), "), compiler ", __VERSION__, "\n");
@@ -64,7 +75,7 @@ std::string text_report(const Findings& findings) {
              " cores, ", machine.n_logical, " processors\n");
   out += cat("threads    ", describe_processors(), "\n");
   out += cat("features   ", joined(machine.features), "\n");
-  out += cat("kernels    ", findings.isa.empty() ? "unknown" : findings.isa, "\n");
+  out += cat("kernels    ", describe_kernels(findings), "\n");
   out += cat("memory     ", bytes_text(machine.memory_bytes), ", ", bytes_text(machine.free_bytes), " free\n");
   out += text_of("bandwidth  %.1f GB/s read with %d threads\n", findings.read_gbps, machine.n_physical);
   const std::string no_gpu = "none in use: " + printable(findings.gpu_reason);

@@ -375,5 +375,7 @@ def test_doctor_knows_the_machine(hotset, demo_model):
     assert (text.returncode, text.stderr) == (0, b"")
     for word in (b"cpu ", b"threads ", b"memory ", b"gpu ", b"model "):
         assert re.search(rb"^" + word, text.stdout, re.MULTILINE)
+    has_amx = answer["isa"] == "avx512" and "amx_int8" in answer["cpu_features"]
+    assert (b"HOTSET_ISA=amx" in text.stdout) == has_amx
     broken = hotset("doctor", env={"HOTSET_MODEL": "/nonexistent/model.gguf"})
     assert broken.returncode == 0 and b"/nonexistent/model.gguf" in broken.stdout
