@@ -1,4 +1,5 @@
-// `hotset bench`: throughput as llama-bench reports it: `pp512` is a prompt of 512 tokens, `tg128` 128 decode steps.
+// `hotset bench`: throughput as llama-bench reports it: `pp512` is a prompt of 512 tokens, `tg128` 128 decode steps,
+// `tg128 @ d4096` the same in a context that holds 4096 tokens already.
 #include <algorithm>
 #include <cctype>
 #include <cmath>
@@ -18,6 +19,7 @@ constexpr const char* kFormats = "md|csv|json|jsonl";
 struct BenchFlags {
   std::vector<int64_t> n_prompt{512};
   std::vector<int64_t> n_gen{128};
+  std::vector<int64_t> n_depth{0};
   std::vector<int64_t> n_threads{0};
   std::vector<int64_t> n_batch{512};
   int64_t n_repeat = 5;
@@ -32,7 +34,7 @@ struct BenchFlags {
 
 // What a token of a test computed and read: where units were skipped, the bytes are those of active units only.
 struct Activity {
-  double bytes_per_token = 0;
+  double weight_bytes_per_token = 0;
   std::optional<double> active_share;  // nothing where all units were computed without looking
 };
 
@@ -40,8 +42,8 @@ struct Activity {
 Activity activity_between(const EngineInfo& info, UnitCounts before, UnitCounts after) {
   Activity out;
   out.active_share = UnitCounts{after.active - before.active, after.total - before.total}.share();
-  out.bytes_per_token = static_cast<double>(info.weight_bytes_per_token) -
-                        (1 - out.active_share.value_or(1)) * static_cast<double>(info.skippable_bytes_per_token);
+  out.weight_bytes_per_token = static_cast<double>(info.weight_bytes_per_token) -
+                               (1 - out.active_share.value_or(1)) * static_cast<double>(info.skippable_bytes_per_token);
   return out;
 }
 
@@ -55,9 +57,13 @@ struct Row {
   int64_t n_batch = 0;
   int64_t n_prompt = 0;  // one of the two is 0
   int64_t n_gen = 0;
+  int64_t n_depth = 0;  // tokens in the context before the test
   std::vector<double> samples_ts;
 
-  std::string test() const { return n_prompt > 0 ? cat("pp", n_prompt) : cat("tg", n_gen); }
+  std::string test() const {
+    return cat(n_prompt > 0 ? "pp" : "tg", n_tokens(), n_depth > 0 ? cat(" @ d", n_depth) : "");
+  }
+  int64_t n_tokens() const { return std::max(n_prompt, n_gen); }
   double mean() const {
     double sum = 0;
     for (const double sample : samples_ts) sum += sample;
@@ -69,10 +75,16 @@ struct Row {
     for (const double sample : samples_ts) sum += (sample - mean()) * (sample - mean());
     return std::sqrt(sum / static_cast<double>(samples_ts.size() - 1));
   }
-  // Only decode reads the weights once a token; a prompt's tokens share them.
+  // Of weights, and of keys and values at the positions up to the token's own. Only decode reads them once a token; a
+  // prompt's tokens share them.
+  std::optional<double> bytes_per_token() const {
+    if (n_gen == 0) return std::nullopt;
+    const double n_positions = static_cast<double>(n_depth) + static_cast<double>(n_gen + 1) / 2;
+    return activity.weight_bytes_per_token + n_positions * static_cast<double>(info.kv_bytes_per_position);
+  }
   std::optional<double> gbps() const {
     if (n_gen == 0) return std::nullopt;
-    return activity.bytes_per_token * mean() / 1e9;
+    return *bytes_per_token() * mean() / 1e9;
   }
   std::optional<double> bandwidth_share() const {
     if (n_gen == 0 || machine_gbps == 0) return std::nullopt;
@@ -80,7 +92,7 @@ struct Row {
   }
   uint64_t ram_bytes() const {
     return info.weight_bytes + info.buffer_bytes +
-           info.kv_bytes_per_position * static_cast<uint64_t>(std::max(n_prompt, n_gen));
+           info.kv_bytes_per_position * static_cast<uint64_t>(n_depth + n_tokens());
   }
 };
 
@@ -110,11 +122,12 @@ std::vector<Field> row_fields(const Row& row) {
           {"test", row.test(), true},
           {"n_prompt", cat(row.n_prompt)},
           {"n_gen", cat(row.n_gen)},
+          {"n_depth", cat(row.n_depth)},
           {"avg_ts", json_number(row.mean())},
           {"stddev_ts", json_number(row.deviation())},
           {"samples_ts", samples.text()},
           {"gbps", number(row.gbps())},
-          {"bytes_per_token", row.n_gen > 0 ? json_number(row.activity.bytes_per_token) : "null"},
+          {"bytes_per_token", number(row.bytes_per_token())},
           {"bandwidth_share", number(row.bandwidth_share())},
           {"vram_bytes", row.info.device == "cpu" ? "0" : "null"},
           {"ram_bytes", cat(row.ram_bytes())},
@@ -213,28 +226,39 @@ std::vector<int32_t> text_tokens(const Tokenizer& tokenizer, int64_t n) {
   return tokens;
 }
 
-// Milliseconds of one run: the prompt at once, or the tokens one after another.
+int64_t longest(const std::vector<int64_t>& list) { return *std::max_element(list.begin(), list.end()); }
+
+// Milliseconds of one run after what the session holds: the prompt at once, or the tokens one after another.
 double run_once(Session& session, std::span<const int32_t> tokens, bool one_by_one) {
-  session.truncate(0);
+  const int64_t n_past = session.n_past();
   const Stopwatch watch;
   const size_t step = one_by_one ? 1 : tokens.size();
   for (size_t i = 0; i < tokens.size(); i += step) session.prefill(tokens.subspan(i, step), interrupt_check());
-  return watch.ms();
+  const double ms = watch.ms();
+  session.truncate(n_past);
+  return ms;
 }
 
-void measure(Engine& engine, int64_t n_repeat, Row& row) {
+void show_progress(const std::string& text) {
+  if (stderr_is_terminal()) write_stderr(text);
+}
+
+// Fills a session that is still empty with the first row.n_depth tokens, untimed, and times what follows them.
+void measure(Engine& engine, Session& session, std::span<const int32_t> tokens, int64_t n_repeat, Row& row) {
+  const size_t n_depth = static_cast<size_t>(row.n_depth), n_tokens = static_cast<size_t>(row.n_tokens());
+  if (n_depth > 0 && session.n_past() == 0) {
+    show_progress(cat("\rdepth ", n_depth, " "));
+    session.prefill(tokens.first(n_depth), interrupt_check());
+  }
   const bool one_by_one = row.n_prompt == 0;
-  const int64_t n_tokens = std::max(row.n_prompt, row.n_gen);
-  const std::vector<int32_t> tokens = text_tokens(engine.model().tokenizer(), n_tokens);
-  Session session = engine.open_session();
-  const std::span<const int32_t> all(tokens);
-  run_once(session, one_by_one ? all.first(std::min<size_t>(tokens.size(), 8)) : all, one_by_one);  // warm-up
+  const std::span<const int32_t> all = tokens.subspan(n_depth, n_tokens);
+  run_once(session, one_by_one ? all.first(std::min<size_t>(n_tokens, 8)) : all, one_by_one);  // warm-up
   const UnitCounts before = engine.unit_counts();
   for (int64_t i = 0; i < n_repeat; ++i) {
-    if (stderr_is_terminal()) write_stderr(cat("\r", row.test(), " ", i + 1, "/", n_repeat, " "));
-    row.samples_ts.push_back(per_second(n_tokens, run_once(session, all, one_by_one)));
+    show_progress(cat("\r", row.test(), " ", i + 1, "/", n_repeat, " "));
+    row.samples_ts.push_back(per_second(row.n_tokens(), run_once(session, all, one_by_one)));
   }
-  if (stderr_is_terminal()) write_stderr("\r\033[K");
+  show_progress("\r\033[K");
   row.activity = activity_between(row.info, before, engine.unit_counts());
 }
 
@@ -242,6 +266,7 @@ void declare(Args& args, BenchFlags& flags) {
   constexpr IntRange kTokens{0, kContextRange.high};
   args.int_list("-p,--n-prompt", "prompt lengths (512); 0 = none", flags.n_prompt, kTokens);
   args.int_list("-n,--n-gen", "tokens to generate (128); 0 = none", flags.n_gen, kTokens);
+  args.int_list("-d,--n-depth", "tokens that the context holds before a test (0)", flags.n_depth, kTokens);
   args.integer("-r,--repetitions", "timed runs of each test (5)", flags.n_repeat, {1, 100000});
   args.int_list("-t,--threads", "CPU threads; 0 = one per core", flags.n_threads, kThreadRange);
   args.int_list("-b,--batch-size", "prompt tokens computed at once (512)", flags.n_batch, kBatchRange);
@@ -262,7 +287,7 @@ void check_flags(const Args& args, const BenchFlags& flags) {
                                 quoted(flags.output),
                                 flags.machine ? "use --json to print JSON" : "correct the value"));
   }
-  for (const char* name : {"-m", "--synth", "-p", "-n", "-r", "-b"}) {
+  for (const char* name : {"-m", "--synth", "-p", "-n", "-d", "-r", "-b"}) {
     if (!flags.machine || !args.given(name)) continue;
     throw UsageError(error_text("bench", "contradicting flags", "--machine with -t, -o, --seconds and --json only",
                                 name, "drop one of them"));
@@ -287,6 +312,52 @@ std::shared_ptr<const Model> bench_model(const Args& args, const BenchFlags& fla
   return load_synth(parse_recipe(flags.synth), synth_options(0), model_options(flags.model));
 }
 
+// All tests of one engine: depth by depth, each filled once.
+void run_tests(const BenchFlags& flags, Engine& engine, const Row& base, Report& report) {
+  const int64_t n_longest = std::max(longest(flags.n_prompt), longest(flags.n_gen));
+  const std::vector<int32_t> tokens = text_tokens(engine.model().tokenizer(), longest(flags.n_depth) + n_longest);
+  for (const int64_t n_depth : flags.n_depth) {
+    Session session = engine.open_session();
+    const auto run_test = [&](int64_t n_prompt, int64_t n_gen) {
+      if (n_prompt + n_gen == 0) return;
+      Row row = base;
+      row.n_prompt = n_prompt;
+      row.n_gen = n_gen;
+      row.n_depth = n_depth;
+      measure(engine, session, tokens, flags.n_repeat, row);
+      report.add(row);
+    };
+    for (const int64_t n_prompt : flags.n_prompt) run_test(n_prompt, 0);
+    for (const int64_t n_gen : flags.n_gen) run_test(0, n_gen);
+  }
+}
+
+void run_bench(const BenchFlags& flags, const std::shared_ptr<const Model>& model) {
+  ComputeFlags compute;
+  compute.n_ctx = std::max<int64_t>(longest(flags.n_depth) + std::max(longest(flags.n_prompt), longest(flags.n_gen)), 1);
+  std::string note;
+  const auto rates = known_machine_rates(note);
+  if (!note.empty()) write_note("note: " + note);
+  Report report(flags.as_json ? "json" : flags.output, flags.n_batch.size() > 1);
+  bool is_first = true;
+  for (const int64_t n_threads : flags.n_threads) {
+    for (const int64_t n_batch : flags.n_batch) {
+      compute.n_threads = n_threads;
+      compute.n_batch = n_batch;
+      const auto engine = Engine::create(model, engine_options(flags.model, flags.device, compute));
+      if (std::exchange(is_first, false)) check_device_flags(flags.device, engine->info());
+      Row row;
+      row.model = model.get();
+      row.source = flags.synth.empty() ? model->path() : "synth " + flags.synth;
+      row.info = engine->info();
+      row.machine_gbps = rates ? rates->dense_gbps(row.info.n_threads) : 0;
+      row.n_batch = n_batch;
+      run_tests(flags, *engine, row, report);
+    }
+  }
+  report.finish();
+}
+
 }  // namespace
 
 int cmd_bench(const Words& words) {
@@ -297,40 +368,7 @@ int cmd_bench(const Words& words) {
   check_flags(args, flags);
   if (flags.machine) return bench_machine(machine_flags(args, flags));
 
-  const auto model = bench_model(args, flags);
-  const auto longest = [](const std::vector<int64_t>& list) { return *std::max_element(list.begin(), list.end()); };
-  ComputeFlags compute;
-  compute.n_ctx = std::max<int64_t>({longest(flags.n_prompt), longest(flags.n_gen), 1});
-  std::string note;
-  const auto rates = known_machine_rates(note);
-  if (!note.empty()) write_note("note: " + note);
-  const std::string source = flags.synth.empty() ? model->path() : "synth " + flags.synth;
-  Report report(flags.as_json ? "json" : flags.output, flags.n_batch.size() > 1);
-  bool is_first = true;
-  for (const int64_t n_threads : flags.n_threads) {
-    for (const int64_t n_batch : flags.n_batch) {
-      compute.n_threads = n_threads;
-      compute.n_batch = n_batch;
-      const auto engine = Engine::create(model, engine_options(flags.model, flags.device, compute));
-      if (std::exchange(is_first, false)) check_device_flags(flags.device, engine->info());
-      const auto run_test = [&](int64_t n_prompt, int64_t n_gen) {
-        if (n_prompt + n_gen == 0) return;
-        Row row;
-        row.model = model.get();
-        row.source = source;
-        row.info = engine->info();
-        row.machine_gbps = rates ? rates->dense_gbps(row.info.n_threads) : 0;
-        row.n_batch = n_batch;
-        row.n_prompt = n_prompt;
-        row.n_gen = n_gen;
-        measure(*engine, flags.n_repeat, row);
-        report.add(row);
-      };
-      for (const int64_t n_prompt : flags.n_prompt) run_test(n_prompt, 0);
-      for (const int64_t n_gen : flags.n_gen) run_test(0, n_gen);
-    }
-  }
-  report.finish();
+  run_bench(flags, bench_model(args, flags));
   return kExitDone;
 }
 

@@ -255,7 +255,7 @@ def test_inspect_tells_what_runs(hotset, demo_model, shared):
 
 BENCH_KEYS = {
     "model", "model_size", "model_n_params", "arch", "type", "mode", "device", "gpu", "n_threads", "isa", "n_prompt",
-    "n_gen", "avg_ts", "stddev_ts", "samples_ts", "gbps", "bytes_per_token", "bandwidth_share", "vram_bytes", "ram_bytes", "active_share",
+    "n_gen", "n_depth", "avg_ts", "stddev_ts", "samples_ts", "gbps", "bytes_per_token", "bandwidth_share", "vram_bytes", "ram_bytes", "active_share",
     "gpu_active_share", "build_commit",
 }  # fmt: skip
 
@@ -308,6 +308,25 @@ def test_bench_counts_the_bytes_of_active_units_only(hotset, demo_model):
     skippable = sum(t["n_bytes"] for t in tensors if re.search(r"ffn_(up|down|down_t)\.", t["name"]))
     saved = dense["bytes_per_token"] - exact["bytes_per_token"]
     assert saved == pytest.approx((1 - exact["active_share"]) * skippable)
+
+
+def test_bench_after_a_depth(hotset, demo_model):
+    """Rows are named as llama-bench names them; keys and values of the depth count as memory and as bytes read."""
+    words = ["bench", "-m", str(demo_model), "-p", "16,8", "-n", "4", "-d", "0,300", "-r", "2", "-t", "1", "--mode", "dense"]
+    result = hotset(*words, "-o", "json")
+    assert (result.returncode, result.stderr) == (0, b"")
+    rows = json.loads(result.stdout)
+    names = ["pp16", "pp8", "tg4"]
+    assert [row["test"] for row in rows] == names + [name + " @ d300" for name in names]
+    assert [(row["n_prompt"], row["n_gen"], row["n_depth"]) for row in rows[3:]] == [(16, 0, 300), (8, 0, 300), (0, 4, 300)]
+    assert all(len(row["samples_ts"]) == 2 and min(row["samples_ts"]) > 0 for row in rows)
+    kv_bytes = (rows[3]["ram_bytes"] - rows[0]["ram_bytes"]) / 300
+    assert kv_bytes > 0 and rows[0]["ram_bytes"] - rows[1]["ram_bytes"] == 8 * kv_bytes
+    assert rows[5]["bytes_per_token"] - rows[2]["bytes_per_token"] == pytest.approx(300 * kv_bytes)
+    assert rows[3]["bytes_per_token"] is None
+    table = hotset(*words).stdout.decode().splitlines()
+    assert [line.split("|")[6].strip() for line in table[2:8]] == [row["test"] for row in rows]
+    assert hotset("bench", "-m", str(demo_model), "-p", "0", "-n", "0", "-d", "300", "-o", "json").stdout == b"[]\n"
 
 
 def test_bench_machine_writes_what_bench_reads(hotset, demo_model, tmp_path):
