@@ -11,7 +11,7 @@ A model is a file for all programs or, as HOTSET.gguf=PEER.gguf, one for hotset 
 others. A recipe is the options of `hotset synth` without -o and --layout; each side gets its layout.
 
 Any engine with a benchmark command can stand beside:
-    --peer-cmd 'NAME=CMD {model} {threads} {n_prompt} {n_gen}' --peer-tg NAME=PATTERN [--peer-pp NAME=PATTERN]
+    --peer-cmd 'NAME=CMD {model} {threads} {n_prompt} {n_gen} {n_depth}' --peer-tg NAME=PATTERN [--peer-pp NAME=PATTERN]
 PATTERN finds tokens/s in what the command prints: a regular expression with one group (the last match counts), or, from
 `$` on, a path into JSON such as `$.0.avg_ts`.
 """
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import itertools
 import os
 import shlex
 import sys
@@ -38,12 +39,17 @@ def note(text: str) -> None:
     print(f"compare: {text}", file=sys.stderr, flush=True)
 
 
-def int_list(text: str) -> list[int]:
-    """Positive integers with commas between."""
+def int_list(text: str, low: int = 1) -> list[int]:
+    """Integers of at least `low` with commas between."""
     values = [int(word) for word in text.split(",")]
-    if min(values) < 1:
+    if min(values) < low:
         raise ValueError(text)
     return values
+
+
+def depth_list(text: str) -> list[int]:
+    """Numbers of tokens, 0 too, with commas between."""
+    return int_list(text, low=0)
 
 
 def named(text: str) -> tuple[str, str]:
@@ -63,12 +69,17 @@ def parse_args(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--hotset", default="hotset", help="the hotset command")
     parser.add_argument("--mode", default="dense", help="modes of hotset, a column each (dense), e.g. dense,exact")
     parser.add_argument("--llama-cpp", metavar="PATH", help="llama-bench, or a folder that has it")
+    parser.add_argument(
+        "--llama-args", action="append", metavar="WORDS", help="more options of llama-bench, a column each: '-fa 1'"
+    )
     parser.add_argument("--peer-cmd", action="append", default=[], type=named, metavar="NAME=CMD")
     parser.add_argument("--peer-pp", action="append", default=[], type=named, metavar="NAME=PATTERN")
     parser.add_argument("--peer-tg", action="append", default=[], type=named, metavar="NAME=PATTERN")
     parser.add_argument("--peer-version", action="append", default=[], type=named, metavar="NAME=TEXT")
     parser.add_argument("--n-prompt", type=int, default=512, help="0 = no prefill")
     parser.add_argument("--n-gen", type=int, default=32, help="0 = no decode")
+    parser.add_argument("--depth", type=depth_list, default=[0], metavar="N,..", help="tokens in the context before (0)")
+    parser.add_argument("--kv-type", choices=["f16", "q8_0"], default="f16", help="of hotset and llama.cpp")
     parser.add_argument("--threads", type=int_list, default=[os.cpu_count() or 1], metavar="N,..")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one run of one program")
@@ -99,7 +110,8 @@ def make_programs(args: argparse.Namespace) -> list[programs.Program]:
     """All columns, peers first: ratios are against each peer."""
     out: list[programs.Program] = []
     if args.llama_cpp:
-        out.append(programs.LlamaCpp(programs.find_llama_bench(args.llama_cpp)))
+        binary = programs.find_llama_bench(args.llama_cpp)
+        out += [programs.LlamaCpp(binary, words) for words in args.llama_args or [""]]
     rates = {"pp": dict(args.peer_pp), "tg": dict(args.peer_tg)}
     for name, command in args.peer_cmd:
         patterns = {kind: of[name] for kind, of in rates.items() if name in of}
@@ -138,8 +150,8 @@ def measure(args: argparse.Namespace, columns: list[programs.Program], load: flo
         for case in cases_of(args):
             note(f"{case.name}")
             with programs.files_of(case, columns, args.work_dir or temporary, keep=bool(args.work_dir)) as made:
-                for threads in args.threads:
-                    out.add(programs.run_rounds(made, columns, programs.Setting.of(args, threads)))
+                for threads, depth in itertools.product(args.threads, args.depth):
+                    out.add(programs.run_rounds(made, columns, programs.Setting.of(args, threads, depth)))
                 if rates and case.active_share is not None:
                     out.limits[case.name] = sweep.limits_of(shlex.split(args.hotset), made, rates, args.threads)
     return out

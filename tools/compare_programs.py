@@ -62,15 +62,18 @@ class Setting:
     threads: int
     rounds: int
     timeout: float
+    depth: int = 0  # tokens in the context before the test
+    kv_type: str = "f16"
 
     @staticmethod
-    def of(args: argparse.Namespace, threads: int) -> Setting:
-        return Setting(args.n_prompt, args.n_gen, threads, args.rounds, args.timeout)
+    def of(args: argparse.Namespace, threads: int, depth: int) -> Setting:
+        return Setting(args.n_prompt, args.n_gen, threads, args.rounds, args.timeout, depth, args.kv_type)
 
     def bench_words(self, model: str) -> list[str]:
         """The options that llama-bench and `hotset bench` share."""
         sizes = ["-p", str(self.n_prompt), "-n", str(self.n_gen), "-t", str(self.threads)]
-        return ["-m", model, *sizes, "-r", "1", "-o", "json"]
+        depth = ["-d", str(self.depth)] if self.depth else []
+        return ["-m", model, *sizes, *depth, "-r", "1", "-o", "json"]
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,13 @@ def bench_rows(stdout: str, name: str) -> list[dict[str, Any]]:
         raise Failure(f"{name} printed no benchmark rows") from None
 
 
-def test_name(row: dict[str, Any]) -> str:
-    return f"pp{row['n_prompt']}" if row["n_prompt"] else f"tg{row['n_gen']}"
+def test_name(n_prompt: int, n_gen: int, depth: int) -> str:
+    """As both programs name a test of which one size is 0."""
+    return (f"pp{n_prompt}" if n_prompt else f"tg{n_gen}") + (f" @ d{depth}" if depth else "")
+
+
+def test_of(row: dict[str, Any]) -> str:
+    return test_name(row["n_prompt"], row["n_gen"], row.get("n_depth", 0))
 
 
 class Hotset(Program):
@@ -141,30 +149,32 @@ class Hotset(Program):
             self.version = str(error)
 
     def command(self, case: Case, setting: Setting) -> list[str]:
-        return [*self.words, "bench", *setting.bench_words(case.hotset_file), "--mode", self.mode]
+        words = [*self.words, "bench", *setting.bench_words(case.hotset_file), "--mode", self.mode]
+        return words + (["--kv-type", setting.kv_type] if setting.kv_type != "f16" else [])
 
     def read(self, stdout: str, setting: Setting) -> dict[str, Result]:
         keys = ("bytes_per_token", "bandwidth_share", "active_share")
         rows = bench_rows(stdout, "hotset")
-        return {test_name(row): Result(row["avg_ts"], *(row.get(key) for key in keys)) for row in rows}
+        return {test_of(row): Result(row["avg_ts"], *(row.get(key) for key in keys)) for row in rows}
 
 
 class LlamaCpp(Program):
-    """llama-bench; its rows say which build it is."""
+    """llama-bench, with options of its own in `words`; its rows say which build it is."""
 
-    name = "llama.cpp"
-
-    def __init__(self, binary: str) -> None:
+    def __init__(self, binary: str, words: str = "") -> None:
         self.binary = binary
+        self.words = shlex.split(words)
+        self.name = f"llama.cpp {words}".strip()
 
     def command(self, case: Case, setting: Setting) -> list[str]:
-        return [self.binary, *setting.bench_words(case.peer_file)]
+        kind = ["-ctk", setting.kv_type, "-ctv", setting.kv_type] if setting.kv_type != "f16" else []
+        return [self.binary, *setting.bench_words(case.peer_file), *kind, *self.words]
 
     def read(self, stdout: str, setting: Setting) -> dict[str, Result]:
         rows = bench_rows(stdout, "llama-bench")
         for row in rows:
             self.version = f"build {row.get('build_number', '?')} ({row.get('build_commit', '?')})"
-        return {test_name(row): Result(row["avg_ts"]) for row in rows}
+        return {test_of(row): Result(row["avg_ts"]) for row in rows}
 
 
 def found_number(pattern: str, text: str) -> float:
@@ -195,19 +205,21 @@ class Templated(Program):
 
     def command(self, case: Case, setting: Setting) -> list[str]:
         values = {
-            "model": case.peer_file, "threads": setting.threads, "n_prompt": setting.n_prompt, "n_gen": setting.n_gen
+            "model": case.peer_file, "threads": setting.threads, "n_prompt": setting.n_prompt, "n_gen": setting.n_gen,
+            "n_depth": setting.depth,
         }  # fmt: skip
         try:
             return [word.format(**values) for word in shlex.split(self.template)]
         except (KeyError, ValueError, IndexError):
-            raise Failure("bad template: use {model} {threads} {n_prompt} {n_gen}, and {{ }} for braces") from None
+            names = " ".join(f"{{{name}}}" for name in values)
+            raise Failure(f"bad template: use {names}, and {{{{ }}}} for braces") from None
 
     def read(self, stdout: str, setting: Setting) -> dict[str, Result]:
-        sizes = {"pp": setting.n_prompt, "tg": setting.n_gen}
+        sizes = {"pp": (setting.n_prompt, 0), "tg": (0, setting.n_gen)}
         return {
-            f"{kind}{sizes[kind]}": Result(found_number(pattern, stdout))
+            test_name(*sizes[kind], setting.depth): Result(found_number(pattern, stdout))
             for kind, pattern in self.patterns.items()
-            if sizes[kind] > 0
+            if max(sizes[kind]) > 0
         }
 
 
@@ -250,17 +262,18 @@ def files_of(case: Case, columns: list[Program], folder: str, keep: bool) -> Ite
 
 @dataclass
 class Rounds:
-    """Everything measured on one case with one number of threads."""
+    """Everything measured on one case with one number of threads after one depth."""
 
     case: Case
     threads: int
+    depth: int = 0
     samples: dict[tuple[str, str], list[Result]] = field(default_factory=dict)  # by (program, test)
     failures: dict[str, str] = field(default_factory=dict)  # by program
 
 
 def run_rounds(case: Case, columns: list[Program], setting: Setting) -> Rounds:
     """Each round runs every program once; who begins changes. A program that fails is not asked again."""
-    out = Rounds(case, setting.threads)
+    out = Rounds(case, setting.threads, setting.depth)
     for turn in range(setting.rounds):
         first = turn % len(columns)
         for program in columns[first:] + columns[:first]:

@@ -49,6 +49,11 @@ def speed_text(results: list[Result]) -> str:
     return f"{statistics.median(speeds):.1f} [{min(speeds):.1f}-{max(speeds):.1f}]"
 
 
+def depth_text(each: Rounds) -> str:
+    """How a failure names its depth."""
+    return f", depth {each.depth}" if each.depth else ""
+
+
 def cell_text(text: str) -> str:
     """Text that cannot end a table cell or a line."""
     return text.replace("|", "\\|").replace("\n", " ")
@@ -129,7 +134,7 @@ class Report:
         lines = [about, "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
         lines += ["| " + " | ".join(self.row(each, test)) + " |" for each in self.rounds for test in self.tests_of(each)]
         failures = [
-            f"- {name} failed on {each.case.name}, {each.threads} threads: {why}"
+            f"- {name} failed on {each.case.name}, {each.threads} threads{depth_text(each)}: {why}"
             for each in self.rounds
             for name, why in each.failures.items()
         ]
@@ -146,7 +151,8 @@ class Report:
         rows: list[dict[str, Any]] = []
         for each in self.rounds:
             for (name, test), results in each.samples.items():
-                row = {"model": each.case.name, "test": test, "threads": each.threads, "program": name}
+                row = {"model": each.case.name, "test": test, "threads": each.threads, "depth": each.depth}
+                row["program"] = name
                 row["samples_ts"] = [result.tokens_per_s for result in results]
                 row["median_ts"] = median_of(results, "tokens_per_s")
                 row["ratio"] = {peer: self.ratio(each, test, name, peer) for peer in peers if peer != name}
@@ -154,7 +160,8 @@ class Report:
                     row[key] = median_of(results, key)
                 rows.append(row)
             for name, why in each.failures.items():
-                rows.append({"model": each.case.name, "threads": each.threads, "program": name, "error": why})
+                place = {"model": each.case.name, "threads": each.threads, "depth": each.depth}
+                rows.append({**place, "program": name, "error": why})
         document = {**self.about, "versions": self.versions(), "n_rounds": self.n_rounds, "rows": rows}
         return json.dumps({**document, "limits": self.limits}, indent=1) + "\n"
 

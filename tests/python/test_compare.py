@@ -42,7 +42,8 @@ elif words[0] == "bench":
     turn = log.read_text().count("hotset " + value("--mode")) - 1
     factor = 2 if value("--mode") == "exact" else 1
     row = {{"n_prompt": 0, "n_gen": int(value("-n")), "avg_ts": factor * [10, 30, 20][turn % 3],
-           "bytes_per_token": 3e6 / factor, "bandwidth_share": 0.5, "active_share": None if factor == 1 else 0.1}}
+           "bytes_per_token": 3e6 / factor, "bandwidth_share": 0.5, "active_share": None if factor == 1 else 0.1,
+           "n_depth": int(value("-d")) if "-d" in words else 0}}
     prompt = {{**row, "n_prompt": int(value("-p")), "n_gen": 0, "avg_ts": 100, "bytes_per_token": None,
               "bandwidth_share": None}}
     print(json.dumps([prompt, row]))
@@ -54,8 +55,11 @@ words = sys.argv[1:]
 value = lambda name: words[words.index(name) + 1]
 with Path(__file__).with_name("log.txt").open("a") as file:
     file.write("peer " + Path(value("-m")).read_text() + "\\n")
-rows = [{{"n_prompt": int(value("-p")), "n_gen": 0, "avg_ts": 50.0, "build_number": 7, "build_commit": "abc"}},
-        {{"n_prompt": 0, "n_gen": int(value("-n")), "avg_ts": 16.0, "build_number": 7, "build_commit": "abc"}}]
+build = {{"n_depth": int(value("-d")) if "-d" in words else 0, "build_number": 7, "build_commit": "abc"}}
+rows = [{{"n_prompt": int(value("-p")), "n_gen": 0, "avg_ts": 25.0 if "-fa" in words else 50.0, **build}},
+        {{"n_prompt": 0, "n_gen": int(value("-n")), "avg_ts": 16.0, **build}}]
+if build["n_depth"] > 5000:
+    sys.exit("error: too deep")
 print(json.dumps(rows))
 """
 
@@ -122,6 +126,35 @@ def test_each_thread_count_is_a_row_and_one_file_serves_all(bench):
     assert [row[:3] for row in cells(text)[1:]] == [
         ["a.gguf", "tg8", "1"], ["a.gguf", "pp16", "1"], ["a.gguf", "tg8", "2"], ["a.gguf", "pp16", "2"]]  # fmt: skip
     assert "peer ours" in (bench.folder / "log.txt").read_text()
+
+
+def test_depths_are_rows_and_reach_both_programs(bench):
+    words = ["a.gguf", "--llama-cpp", str(bench.folder), "--threads", "2", "--rounds", "1", "--depth", "0,4096,6000"]
+    text = bench(*words, "--json", "out.json").stdout
+    assert [row[1] for row in cells(text)[1:]] == [
+        "tg8", "pp16", "tg8 @ d4096", "pp16 @ d4096", "tg8 @ d6000", "pp16 @ d6000"]  # fmt: skip
+    assert cells(text)[3][3:6] == ["16.0 [16.0-16.0]", "30.0 [30.0-30.0]", "1.88"]
+    assert cells(text)[5][3:6] == ["failed", "20.0 [20.0-20.0]", ""]
+    assert "- llama.cpp failed on a.gguf, 2 threads, depth 6000: exit 1: error: too deep" in text
+    rows = json.loads((bench.folder / "out.json").read_text())["rows"]
+    assert [row["depth"] for row in rows] == [0] * 4 + [4096] * 4 + [6000] * 3
+    script(bench.folder / "other", "#!{python}\nimport sys\nprint(f'speed {{sys.argv[1]}}')\n")
+    peer = ["--peer-cmd", f"other={bench.folder}/other {{n_depth}}", "--peer-tg", r"other=speed (\d+)"]
+    assert cells(bench("a.gguf", "--threads", "2", "--rounds", "1", "--depth", "7", *peer).stdout)[1][1:4] == [
+        "tg8 @ d7", "2", "7.0 [7.0-7.0]"]  # fmt: skip
+
+
+def test_llama_args_are_columns_and_the_kv_type_is_one(bench):
+    words = ["a.gguf", "--llama-cpp", str(bench.folder), "--llama-args=-t 2", "--llama-args", "-fa 1", "--threads", "2"]
+    header, _, prefill = cells(bench(*words, "--rounds", "1").stdout)
+    assert header[3:5] == ["llama.cpp -t 2 t/s", "llama.cpp -fa 1 t/s"]
+    assert prefill[3:5] == ["50.0 [50.0-50.0]", "25.0 [25.0-25.0]"]
+    setting = compare_programs.Setting(16, 8, 2, 1, 60, depth=7, kv_type="q8_0")
+    case = compare_programs.Case.of_files("a.gguf=b.gguf")
+    peer = compare_programs.LlamaCpp("llama-bench", "-fa 1").command(case, setting)
+    assert peer[-8:] == ["-o", "json", "-ctk", "q8_0", "-ctv", "q8_0", "-fa", "1"] and peer[peer.index("-d") + 1] == "7"
+    ours = compare_programs.Hotset([str(bench.folder / "hotset")], "exact").command(case, setting)
+    assert ours[-4:] == ["--mode", "exact", "--kv-type", "q8_0"] and ours[ours.index("-d") + 1] == "7"
 
 
 def test_peers_by_template(bench):
@@ -194,7 +227,7 @@ def test_the_document_is_written_by_the_command(bench):
 @pytest.mark.parametrize(
     "words",
     [[], ["a.gguf", "--rounds", "0"], ["a.gguf", "--threads", "0"], ["a.gguf", "--threads", "x"], ["--sweep", "50"],
-     ["a.gguf", "--sweep", "50"], ["--synth", "x", "--sweep", "100"], ["--synth", "x", "--plot", "p.png"],
+     ["a.gguf", "--depth", "-1"], ["a.gguf", "--sweep", "50"], ["--synth", "x", "--sweep", "100"], ["--synth", "x", "--plot", "p.png"],
      ["a.gguf", "--peer-tg", "x=1"], ["a.gguf", "--peer-cmd", "x"]],
 )  # fmt: skip
 def test_wrong_usage(bench, words):
