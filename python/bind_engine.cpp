@@ -138,19 +138,21 @@ void bind_engine(nb::module_& module) {
       .def(
           "__init__",
           [](NativeEngine* self, const std::string& path, const std::string& activation, const std::string& mode,
-             const std::string& device, const std::string& kv_type, int64_t n_ctx, int32_t n_threads, int32_t n_batch,
-             const Log& log) {
+             const std::string& device, const std::string& kv_type, const std::string& pin, int64_t n_ctx,
+             int32_t n_threads, int32_t n_batch, const Log& log) {
             EngineOptions options;
             options.mode = mode;
             options.device = device;
             options.kv_type = kv_type;
+            options.pin = pin;
             options.n_ctx = n_ctx;
             options.n_threads = n_threads;
             options.n_batch = n_batch;
             load_engine(self, path, activation, std::move(options), log);
           },
           nb::arg("path"), nb::kw_only(), nb::arg("activation"), nb::arg("mode"), nb::arg("device"),
-          nb::arg("kv_type"), nb::arg("n_ctx"), nb::arg("n_threads"), nb::arg("n_batch"), nb::arg("log"))
+          nb::arg("kv_type"), nb::arg("pin"), nb::arg("n_ctx"), nb::arg("n_threads"), nb::arg("n_batch"),
+          nb::arg("log"))
       .def("tokenize", &tokenize, nb::arg("text"), nb::arg("add_special"), nb::arg("parse_special"))
       .def("detokenize", &detokenize, nb::arg("ids"), nb::arg("special"))
       .def("logits", &logits, nb::arg("tokens"), "Logits (n_tokens, n_vocab) of every position.")

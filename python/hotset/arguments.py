@@ -218,7 +218,7 @@ def load_options(given: Mapping[str, Any]) -> dict[str, Any]:
     native: dict[str, Any] = {}
     defaults = {"activation": "", "n_ctx": 0, "n_threads": 0}  # what None means
     given = {name: defaults.get(name) if value is None else value for name, value in given.items()}
-    for name in ("mode", "device", "kv_type", "activation"):
+    for name in ("mode", "device", "kv_type", "pin", "activation"):
         native[name] = checked_text("Model", name, given[name])
     for name, low, high in [("n_ctx", 0, INT64_MAX), ("n_threads", 0, INT32_MAX), ("n_batch", 1, INT32_MAX)]:
         native[name] = checked_int("Model", name, given[name], low, high)

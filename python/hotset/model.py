@@ -38,8 +38,9 @@ class Model:
         vram_budget: GPU memory that may be used: bytes, "8GiB", "8000MiB"; None or "auto" = what is free.
         n_ctx: positions a sequence may reach; None or 0 = what the model was trained for.
         n_threads: threads that compute; None = one per physical core.
+        pin: "on": each thread on a core of its own; "off"; "auto": off the slower cores of a hybrid CPU.
         n_batch: prompt tokens computed at once.
-        mode: "auto" | "dense".
+        mode: "auto" | "exact" (inactive units are skipped) | "dense".
         device: "auto" | "cpu" | "cuda".
         kv_type: type of the KV cache: "auto" | "f16" | "q8_0" (half the memory) | "f32".
         kv_place: where the KV cache lives: "auto" | "device" | "host".
@@ -63,6 +64,7 @@ class Model:
         vram_budget: int | str | None = None,
         n_ctx: int | None = None,
         n_threads: int | None = None,
+        pin: str = "auto",
         n_batch: int = 512,
         mode: str = "auto",
         device: str = "auto",
@@ -82,6 +84,7 @@ class Model:
                 "kv_type": kv_type,
                 "n_ctx": n_ctx,
                 "n_threads": n_threads,
+                "pin": pin,
                 "n_batch": n_batch,
                 "kv_place": kv_place,
                 "vram_budget": vram_budget,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import pickle
+import time
 import weakref
 from pathlib import Path
 
@@ -215,6 +217,25 @@ def test_stats(model):
     assert stats.mode == "exact" and 0 < stats.active_share < 0.5  # the packaged model is sparse
     assert 0 < stats.skippable_bytes_per_token < stats.weight_bytes_per_token and stats.relayout_bytes == 0
     assert "Q8_0" in stats.model
+
+
+def threads_on_one_core() -> int:
+    """Threads of this process that may run on a single processor."""
+    return sum(len(os.sched_getaffinity(int(task))) == 1 for task in os.listdir("/proc/self/task"))
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor: nothing to choose")
+def test_pin_puts_a_thread_on_a_core_of_its_own():
+    texts, before = set(), threads_on_one_core()
+    for pin, n_pinned in (("off", 0), ("on", 1)):
+        with Model(n_threads=2, pin=pin) as loaded:
+            deadline = time.monotonic() + 60  # a thread pins itself when it first runs
+            while True:
+                texts.add(str(loaded.generate(PROMPT, max_tokens=8, temperature=0)))
+                if threads_on_one_core() - before == n_pinned or time.monotonic() > deadline:
+                    break
+            assert threads_on_one_core() - before == n_pinned
+    assert len(texts) == 1
 
 
 def test_properties(model):

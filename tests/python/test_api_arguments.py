@@ -72,8 +72,8 @@ def test_values_of_numpy_are_fine(model):
 @pytest.mark.parametrize(
     "options",
     [{"n_ctx": "4096"}, {"n_ctx": 64.0}, {"n_ctx": False}, {"n_threads": "2"}, {"n_threads": 1.5}, {"n_batch": None},
-     {"mode": 1}, {"mode": None}, {"device": b"cpu"}, {"kv_type": 16}, {"kv_place": None}, {"activation": 3},
-     {"verbose": "yes"}, {"vram_budget": 1.5}, {"vram_budget": b"8GiB"}, {"vram_budget": True}],
+     {"pin": True}, {"mode": 1}, {"mode": None}, {"device": b"cpu"}, {"kv_type": 16}, {"kv_place": None},
+     {"activation": 3}, {"verbose": "yes"}, {"vram_budget": 1.5}, {"vram_budget": b"8GiB"}, {"vram_budget": True}],
     ids=str,
 )  # fmt: skip
 def test_wrong_types_of_load_options(options):

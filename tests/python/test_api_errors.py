@@ -107,7 +107,8 @@ def test_logits_of_no_tokens(model, tokens):
 @pytest.mark.parametrize(
     "options",
     [{"n_ctx": -1}, {"n_threads": -1}, {"n_batch": 0}, {"mode": "fast"}, {"device": "tpu"}, {"kv_type": "q3"},
-     {"kv_place": "disk"}, {"adapt": "maybe"}, {"vram_budget": "much"}, {"vram_budget": -1}, {"activation": "gelux"}],
+     {"pin": "maybe"}, {"kv_place": "disk"}, {"adapt": "maybe"}, {"vram_budget": "much"}, {"vram_budget": -1},
+     {"activation": "gelux"}],
 )  # fmt: skip
 def test_load_options_out_of_range(options):
     with pytest.raises((ValueError, hotset.UnsupportedModelError), match=next(iter(options))):
