@@ -14,9 +14,6 @@ const char* activation_name(Activation activation);                   // "silu",
 std::optional<Activation> parse_activation(const std::string& name);  // nullopt for an unknown one
 std::string known_activations();                                      // their names, for messages
 
-// Whether a unit's output is exactly zero for part of its inputs, so that it can be skipped without loss.
-inline bool is_sparse(Activation activation) { return activation != Activation::kSilu; }
-
 // One row per value of `general.architecture`. All layers of today's families are alike. Biases are not a column: they
 // are taken where a file has them.
 struct Architecture {

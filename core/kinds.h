@@ -13,6 +13,9 @@ enum class Activation {
   kRelu2,  // max(x, 0)^2
   kDRelu,  // max(gate, 0) * max(up, 0), gated only
 };
+// Whether a unit's output is exactly zero for part of its inputs, so that it can be skipped without loss.
+inline bool is_sparse(Activation activation) { return activation != Activation::kSilu; }
+
 enum class Positions { kRope, kLearned };            // rotated queries and keys, or a table added to the embedding
 enum class RopeLayout { kInterleaved, kHalfSplit };  // GGUF "NORM" and "NEOX"
 

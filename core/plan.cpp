@@ -79,6 +79,8 @@ class Linter {
       : plan_(plan), values_(plan.buffers.size()), stored_(static_cast<size_t>(plan.kv.n_layer), false) {}
 
   std::vector<std::string> run() {
+    expect(plan_.kv.dtype != DType::kQ8_0 || plan_.kv.head_dim % dtype_info(DType::kQ8_0).block_size == 0,
+           "heads divide into the blocks of the KV cache");
     for (at_ = 0; at_ < plan_.steps.size(); ++at_) {
       inputs_.clear();
       std::visit([&](const auto& o) { check(o); }, plan_.steps[at_].op);
@@ -98,9 +100,10 @@ class Linter {
     expect(ok, "buffer id in range");
     return ok;
   }
-  bool reads(BufferId id) {
+  bool reads(BufferId id, BufferKind wanted = BufferKind::kFloats) {
     if (!valid(id)) return false;
     const Value& value = value_of(id);
+    expect_kind(id, wanted);
     expect(value.version > 0, cat(plan_.buffer(id).name, " is written before it is read"));
     for (const auto& [source, version] : value.sources)
       expect(value_of({source}).version == version,
@@ -109,14 +112,19 @@ class Linter {
     inputs_.push_back(id);
     return true;
   }
+  void expect_kind(BufferId id, BufferKind wanted) {
+    const char* const kind = wanted == BufferKind::kUnits ? " is a unit list" : " is no unit list";
+    expect(plan_.buffer(id).kind == wanted, cat(plan_.buffer(id).name, kind));
+  }
   void expect_read(BufferId id) {
     const Value& value = value_of(id);
     expect(value.version == 0 || value.read, cat(plan_.buffer(id).name, " is read before it is lost"));
   }
   // The op's output: computed from everything it has read.
-  bool writes(BufferId id) {
+  bool writes(BufferId id, BufferKind wanted = BufferKind::kFloats) {
     if (!valid(id)) return false;
     Value& value = value_of(id);
+    expect_kind(id, wanted);
     const bool in_place = std::find(inputs_.begin(), inputs_.end(), id) != inputs_.end();
     if (!in_place) {
       expect_read(id);
@@ -144,11 +152,6 @@ class Linter {
   }
   void same_rows(BufferId a, BufferId b) { expect(plan_.buffer(a).rows == plan_.buffer(b).rows, "equal row kinds"); }
 
-  void kind(BufferId id, BufferKind wanted) {
-    if (id.index < 0 || static_cast<size_t>(id.index) >= plan_.buffers.size()) return;
-    expect(plan_.buffer(id).kind == wanted,
-           cat(plan_.buffer(id).name, wanted == BufferKind::kUnits ? " is a unit list" : " is no unit list"));
-  }
   // An optional F32 vector of n values.
   void vector(WeightId id, int64_t n) {
     if (!id) return;
@@ -208,6 +211,7 @@ class Linter {
     reads(o.q), writes(o.out);
   }
   void check(const op::Activate& o) {
+    expect(o.activation != Activation::kDRelu || o.gate, "dReLU has a gate");
     if ((o.gate && !reads(o.gate)) || !reads(o.up) || !writes(o.out)) return;
     if (o.gate) columns(o.gate, plan_.buffer(o.out).n_cols);
     columns(o.up, plan_.buffer(o.out).n_cols);
@@ -218,8 +222,7 @@ class Linter {
     if (reads(o.in) && writes(o.out)) same_rows(o.in, o.out);
   }
   void check(const op::SelectUnits& o) {
-    kind(o.in, BufferKind::kFloats), kind(o.out, BufferKind::kUnits);
-    if (!reads(o.in) || !writes(o.out)) return;
+    if (!reads(o.in) || !writes(o.out, BufferKind::kUnits)) return;
     columns(o.out, plan_.buffer(o.in).n_cols + 1);
     same_rows(o.in, o.out);
   }
@@ -235,7 +238,8 @@ class Linter {
     }
     expect(static_cast<bool>(o.detected) == static_cast<bool>(o.units), "detect values and a unit list, or neither");
     expect(o.activation != Activation::kDRelu || o.gate, "dReLU has a gate");
-    if (o.units) kind(o.units, BufferKind::kUnits), reads(o.detected), reads(o.units);
+    expect(!o.units || is_sparse(o.activation), "a unit list needs an activation that makes zeros");
+    if (o.units) reads(o.detected), reads(o.units, BufferKind::kUnits);
     expect(!(o.in == o.out), "SparseFfn does not write its input");
     if (reads(o.in) && writes(o.out)) same_rows(o.in, o.out);
   }

@@ -106,6 +106,9 @@ class PlanBuilder {
 
   void feed_forward(const LayerWeights& w) {
     norm(w.ffn_norm, w.ffn_norm_b, x_, x_norm_);
+    if (exact_ && !w.ffn_down_t)
+      throw Error(error_text("planner", "exact plan", "ffn_down_t in every layer", w.ffn_down.name,
+                             "lay the weights out anew first"));
     if (w.ffn_down_t)
       unit_rows(w);
     else

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "core/error.h"
 #include "core/planner.h"
 #include "tests/cpp/util.h"
 
@@ -255,6 +256,72 @@ TEST_CASE("plan: lint sees operands that are confused") {
     auto& o = step(p, 17, static_cast<op::MatMul*>(nullptr));
     o.in = step(p, 11, static_cast<op::Add*>(nullptr)).out;
   }));
+}
+
+// The same with exact execution: Detect and SelectUnits before each SparseFfn.
+ToyPlan exact_plan() {
+  ToyPlan out = toy_plan(1, true);
+  PlanOptions options{.max_rows = 8, .max_output_rows = 4, .max_positions = 64};
+  options.exact = true;
+  out.plan = build_plan(out.model->config(), out.model->weights(), options);
+  return out;
+}
+
+template <class T>
+T& first_step(Plan& plan) {
+  for (Step& step : plan.steps)
+    if (T* found = std::get_if<T>(&step.op)) return *found;
+  throw Error("no such step");
+}
+
+TEST_CASE("plan: lint sees unit lists where floats belong, and activations and blocks that do not fit") {
+  const ToyPlan toy = exact_plan();
+  CHECK(lint(toy.plan).empty());
+  const auto says = [](Plan plan, const std::string& what) {
+    const std::vector<std::string> problems = lint(plan);
+    return std::any_of(problems.begin(), problems.end(),
+                       [&](const std::string& problem) { return problem.find(what) != std::string::npos; });
+  };
+  for (Plan plan = toy.plan; Step & step : plan.steps) {
+    const Op right = step.op;
+    for (size_t i = 0; i < buffers_of(step.op).size(); ++i) {
+      BufferId* const id = buffers_of(step.op)[i];
+      if (!*id || plan.buffer(*id).kind == BufferKind::kUnits) continue;
+      plan.buffers.push_back(plan.buffer(*id));  // the same in all but what it holds
+      plan.buffers.back().kind = BufferKind::kUnits;
+      *id = {static_cast<int32_t>(plan.buffers.size()) - 1};
+      CHECK(says(plan, " is no unit list"));
+      step.op = right;
+      plan.buffers.pop_back();
+    }
+  }
+  Plan plan = toy.plan;
+  first_step<op::SparseFfn>(plan).activation = Activation::kSilu;
+  CHECK(says(plan, "makes zeros"));
+  plan = toy.plan;
+  plan.kv.dtype = DType::kQ8_0;  // heads of 16
+  CHECK(says(plan, "blocks of the KV cache"));
+  plan.kv.head_dim = 32;
+  CHECK_FALSE(says(plan, "blocks of the KV cache"));
+  plan = toy_plan(1, false).plan;
+  CHECK_FALSE(says(plan, "dReLU"));
+  first_step<op::Activate>(plan).activation = Activation::kDRelu;
+  CHECK_FALSE(says(plan, "dReLU"));
+  first_step<op::Activate>(plan).gate = {};
+  CHECK(says(plan, "dReLU has a gate"));
+}
+
+TEST_CASE("plan: exact execution needs units as rows in every layer") {
+  const auto model = load_tiny({.n_layer = 2, .neuron_major = true});
+  const auto standard = load_tiny({.n_layer = 2, .neuron_major = false});
+  Weights weights = model->weights();
+  weights.layers[1].ffn_down = standard->weights().layers[1].ffn_down;
+  weights.layers[1].ffn_down_t = {};
+  CHECK(!build_plan(model->config(), weights, {}).steps.empty());
+  PlanOptions options;
+  options.exact = true;
+  CHECK_THROWS_WITH_AS(build_plan(model->config(), weights, options), doctest::Contains("blk.1.ffn_down.weight"),
+                       Error);
 }
 
 }  // namespace
