@@ -45,10 +45,14 @@ PhaseBuilder::PhaseBuilder(CpuProgram& program, const Plan& plan, int32_t lane)
 
 std::string PhaseBuilder::why_unsupported(const Op& op, const Plan& plan) {
   std::string out;
-  visit_products(op, [&](WeightId id, BufferId) {
+  const auto ask = [&](WeightId id) {
     const DType dtype = plan.weight(id).dtype;
     if (weight_type(dtype) < 0) out = cat("no kernels for ", dtype_name(dtype));
-  });
+  };
+  visit_products(op, [&](WeightId id, BufferId) { ask(id); });
+  if (const auto* o = std::get_if<op::SparseFfn>(&op)) ask(o->down_t);
+  if (const auto* o = std::get_if<op::Embed>(&op)) ask(o->table);
+  if (const auto* o = std::get_if<op::EmbedPosition>(&op)) ask(o->table);
   if (const auto* o = std::get_if<op::Attention>(&op))
     if (o->n_head / plan.kv.n_head_kv > 256) out = "no attention for more than 256 heads per KV head";
   return out;

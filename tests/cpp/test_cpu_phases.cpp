@@ -353,6 +353,21 @@ TEST_CASE("cpu phases: what the device lacks is a DeviceError before anything ru
   CHECK_THROWS_AS(device->compile(toy.plan(), 0), DeviceError);
 }
 
+TEST_CASE("cpu phases: weight types without kernels are refused, whichever operand has them") {
+  const auto device = make_cpu_device({1, ""});
+  for (const DType dtype : {DType::kQ8_0, DType::kIQ4_NL}) {
+    Toy toy(12);
+    const WeightId right = toy.weight(DType::kQ8_0, 32, 64), other = toy.weight(DType::kQ8_0, 32, 64);
+    toy.plan().weights.back().view.dtype = dtype;
+    const BufferId x = toy.buffer(32);
+    const std::vector<Op> ops = {op::Embed{other, x}, op::EmbedPosition{other, x}, op::MatMul{other, {}, x, x},
+                                 op::SparseFfn{Activation::kRelu, {}, {}, right, {}, other, {}, {}, {}, x, x},
+                                 op::SparseFfn{Activation::kRelu, {}, {}, other, {}, right, {}, {}, {}, x, x},
+                                 op::SparseFfn{Activation::kRelu, other, {}, right, {}, right, {}, {}, {}, x, x}};
+    for (const Op& op : ops) CHECK(device->why_unsupported(op, toy.plan()).empty() == (dtype == DType::kQ8_0));
+  }
+}
+
 TEST_CASE("cpu phases: steps of other lanes are not run") {
   Toy toy(11);
   const BufferId x = toy.input(8);
