@@ -180,6 +180,32 @@ double read_quota(const std::string& root) {
   return out;
 }
 
+// Files of a control group's memory, version 2 and 1, below the root, which is where a container sees its own group.
+struct MemoryGroup {
+  const char *limit, *used, *stat;
+  const char* cache;  // pages of files that can be dropped at once, a line of `stat`
+};
+constexpr MemoryGroup kMemoryGroups[] = {
+    {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat", "inactive_file"},
+    {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+     "/sys/fs/cgroup/memory/memory.stat", "total_inactive_file"}};
+
+// The number a file begins with; 0 when it does not ("max"), or is not there.
+uint64_t first_number(const std::string& path) {
+  std::ifstream file(path);
+  uint64_t out = 0;
+  return file >> out ? out : 0;
+}
+
+// The number behind a name at the start of a line; 0 when there is none.
+uint64_t named_number(const std::string& path, const std::string& name) {
+  std::ifstream file(path);
+  std::string word, rest;
+  for (uint64_t value = 0; file >> word >> value; std::getline(file, rest))
+    if (word == name) return value;
+  return 0;
+}
+
 }  // namespace
 
 std::vector<int32_t> parse_cpu_list(const std::string& text) {
@@ -290,24 +316,26 @@ bool interleave_pages(void* data, size_t n_bytes, const std::vector<int32_t>& no
 #endif
 }
 
-uint64_t physical_memory_bytes() {
+uint64_t physical_memory_bytes(const std::string& root) {
   const long pages = ::sysconf(_SC_PHYS_PAGES);
   const long page_bytes = ::sysconf(_SC_PAGE_SIZE);
   uint64_t out = pages > 0 && page_bytes > 0 ? static_cast<uint64_t>(pages) * static_cast<uint64_t>(page_bytes) : 0;
-  for (const char* path : {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
-    std::ifstream file(path);
-    uint64_t limit = 0;
-    if (file >> limit && limit > 0) out = out == 0 ? limit : std::min(out, limit);
+  for (const MemoryGroup& group : kMemoryGroups) {
+    const uint64_t limit = first_number(root + group.limit);
+    if (limit > 0) out = out == 0 ? limit : std::min(out, limit);
   }
   return out;
 }
 
-uint64_t available_memory_bytes() {
-  std::ifstream file("/proc/meminfo");
-  std::string name, unit;
-  for (uint64_t kib = 0; file >> name >> kib; std::getline(file, unit))
-    if (name == "MemAvailable:") return std::min(kib * 1024, physical_memory_bytes());
-  return 0;
+uint64_t available_memory_bytes(const std::string& root) {
+  uint64_t out = named_number(root + "/proc/meminfo", "MemAvailable:") * 1024;
+  for (const MemoryGroup& group : kMemoryGroups) {
+    const uint64_t limit = first_number(root + group.limit), used = first_number(root + group.used);
+    if (limit == 0) continue;
+    const uint64_t held = used - std::min(used, named_number(root + group.stat, group.cache));
+    out = std::min(out, limit - std::min(limit, held));
+  }
+  return out;
 }
 
 }  // namespace hotset

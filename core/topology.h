@@ -57,9 +57,10 @@ bool interleave_pages(void* data, size_t n_bytes, const std::vector<int32_t>& no
 std::vector<int32_t> parse_cpu_list(const std::string& text);
 
 // Bytes of memory of the machine, or of the control group's limit when that is lower; 0 when unknown.
-uint64_t physical_memory_bytes();
+uint64_t physical_memory_bytes(const std::string& root = "");
 
-// Bytes that this process may still take without paging, at most physical_memory_bytes(); 0 when unknown.
-uint64_t available_memory_bytes();
+// Bytes that this process may still take without paging: what the machine has free, and no more than the control
+// group's limit leaves beside what the group holds and cannot drop at once; 0 when unknown.
+uint64_t available_memory_bytes(const std::string& root = "");
 
 }  // namespace hotset

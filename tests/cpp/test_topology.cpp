@@ -202,6 +202,34 @@ TEST_CASE("topology: files that are missing or make no sense leave something san
   CHECK(folders.read(2).default_threads() == 2);
 }
 
+TEST_CASE("topology: free memory is what the machine and the control group leave") {
+  FakeMachine machine;
+  CHECK(available_memory_bytes(machine.root()) == 0);
+  machine.write("/proc/meminfo", "MemTotal:    24684100 kB\nMemFree:   1 kB\nMemAvailable:    2000 kB\nBuffers: 7 kB\n");
+  CHECK(available_memory_bytes(machine.root()) == 2048000);
+  const std::string v2 = "/sys/fs/cgroup/memory.", v1 = "/sys/fs/cgroup/memory/memory.";
+  machine.write(v2 + "max", "max\n");
+  machine.write(v2 + "current", "900000\n");
+  CHECK(available_memory_bytes(machine.root()) == 2048000);
+  machine.write(v2 + "max", "1000000\n");
+  CHECK(physical_memory_bytes(machine.root()) == 1000000);
+  CHECK(available_memory_bytes(machine.root()) == 100000);
+  machine.write(v2 + "stat", "anon 5\ninactive_file 300000\nactive_file 1\n");  // cache that can be dropped
+  CHECK(available_memory_bytes(machine.root()) == 400000);
+  machine.write(v2 + "stat", "inactive_file 5000000\n");
+  CHECK(available_memory_bytes(machine.root()) == 1000000);
+  machine.write(v2 + "stat", "inactive_file x\n");
+  machine.write(v2 + "current", "2000000\n");
+  CHECK(available_memory_bytes(machine.root()) == 0);
+  machine.write(v2 + "max", "nonsense\n");
+  machine.write(v1 + "limit_in_bytes", "800000\n");
+  machine.write(v1 + "usage_in_bytes", "300000\n");
+  machine.write(v1 + "stat", "inactive_file 1\ntotal_inactive_file 100000\n");
+  CHECK(available_memory_bytes(machine.root()) == 600000);
+  CHECK(available_memory_bytes() > 0);
+  CHECK(available_memory_bytes() <= physical_memory_bytes());
+}
+
 TEST_CASE("topology: this machine") {
   const Topology topology = read_topology();
   CHECK(topology.default_threads() >= 1);
