@@ -284,10 +284,11 @@ class Conversion {
 
   static uint64_t elements_of(const Chunk& chunk) {
     const GgufTensor& from = *chunk.job->from;
-    const auto n = static_cast<uint64_t>(chunk.end - chunk.begin);
-    if (chunk.job->transpose) return n * static_cast<uint64_t>(from.shape.ne[1]);
-    const DTypeInfo& info = dtype_info(static_cast<DType>(from.type));
-    return chunk.job->copy ? n * info.block_size / info.block_bytes : n;
+    const auto begin = static_cast<uint64_t>(chunk.begin), end = static_cast<uint64_t>(chunk.end);
+    if (chunk.job->transpose) return (end - begin) * static_cast<uint64_t>(from.shape.ne[1]);
+    if (!chunk.job->copy) return end - begin;
+    const DTypeInfo& info = dtype_info(static_cast<DType>(from.type));  // chunks of a copy end within blocks
+    return end * info.block_size / info.block_bytes - begin * info.block_size / info.block_bytes;
   }
 
   static TensorView all_of(const GgufTensor& tensor) {

@@ -103,6 +103,20 @@ TEST_CASE("quantize_model: progress reaches the end, a stop leaves the target as
   CHECK(total == result.n_params);
 }
 
+TEST_CASE("quantize_model: progress reaches the end where blocks are copied") {
+  TinySpec spec = wide();
+  spec.n_ff = 4512;  // 4.7 MiB a matrix: more than a chunk, which ends within a block
+  spec.dtype = DType::kQ8_0;
+  const TempFile in(tiny_writer(spec).bytes()), out("");
+  QuantizeOptions options = options_of("q8_0", 2);
+  options.layout = "gguf";
+  uint64_t last = 0, total = 0;
+  options.progress = [&](uint64_t done, uint64_t all) { last = done, total = all; };
+  const QuantizeResult result = quantize_model(in.path(), out.path(), options);
+  CHECK(last == total);
+  CHECK(total == result.n_params);
+}
+
 TEST_CASE("quantize_model: wrong options are the caller's mistake") {
   const TempFile in(tiny_writer({}).bytes()), out("");
   CHECK_THROWS_AS(quantize_model(in.path(), out.path(), options_of("q9")), std::invalid_argument);
