@@ -41,6 +41,7 @@ UnitCounts Executor::unit_counts() const {
   for (const auto& program : programs_) {
     const UnitCounts counts = program->unit_counts();
     out.active += counts.active;
+    out.computed += counts.computed;
     out.total += counts.total;
   }
   return out;

@@ -71,7 +71,8 @@ class CpuProgram final : public Program {
   const float* buffer(BufferId id) const override { return buffers_[static_cast<size_t>(id.index)].data; }
   size_t buffer_bytes() const override { return memory_bytes_; }
   UnitCounts unit_counts() const override {
-    return {unit_counts_.active.load(std::memory_order_relaxed), unit_counts_.total.load(std::memory_order_relaxed)};
+    const auto value = [](const std::atomic<uint64_t>& count) { return count.load(std::memory_order_relaxed); };
+    return {value(unit_counts_.active), value(unit_counts_.computed), value(unit_counts_.total)};
   }
 
   // Runs all phases. Rethrows the first error of any worker; the buffers are then undefined.
@@ -99,7 +100,7 @@ class CpuProgram final : public Program {
   std::vector<std::unique_ptr<Phase>> phases_;
   std::vector<RowTile> tiles_;
   struct {
-    std::atomic<uint64_t> active{0}, total{0};
+    std::atomic<uint64_t> active{0}, computed{0}, total{0};
   } unit_counts_;
   bool only_listed_ = false;  // FfnShape::only_listed
 

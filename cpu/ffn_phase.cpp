@@ -79,12 +79,14 @@ void compute_listed(const StepContext& context, const FfnShape& shape, int64_t r
   activate(context.kernels, shape.activation, h + begin, up + begin, end - begin, h + begin);
 }
 
-// Whether the lists of a step are short enough for computing what they name alone.
-bool lists_are_short(const StepContext& context, const FfnShape& shape) {
+// Computes what the lists of a step name alone if they are short enough, else all units, and counts them.
+void choose_units(const StepContext& context, const FfnShape& shape) {
   int64_t n_listed = 0;
   for (int64_t row = 0; row < context.n_rows; ++row) n_listed += unit_list(shape.units, row).n;
+  const int64_t n_all = context.n_rows * shape.n_ff();
   const int64_t percent = context.n_rows < kManyRows ? kMostListedFew : kMostListedMany;
-  return 100 * n_listed <= percent * context.n_rows * shape.n_ff();
+  *shape.only_listed = 100 * n_listed <= percent * n_all;
+  shape.n_computed->fetch_add(static_cast<uint64_t>(*shape.only_listed ? n_listed : n_all), std::memory_order_relaxed);
 }
 
 }  // namespace
@@ -136,7 +138,7 @@ void FfnUnitsPhase::run(int64_t task, int32_t worker, const StepContext& context
 // One row: shares of its list. Several rows: blocks of units, so that a weight row is still in the cache when the next
 // row's list names it too. Units without a gate have their products already.
 int64_t FfnListedPhase::n_tasks(const StepContext& context) const {
-  *shape_.only_listed = lists_are_short(context, shape_);
+  choose_units(context, shape_);
   if (!shape_.gate) return context.n_rows;
   if (context.n_rows == 1 && shape_.skips_units()) return context.n_workers * kSharesPerWorker;
   return context.n_rows == 0 ? 0 : div_up(shape_.n_ff(), weight_rows_per_task(shape_.n_ff(), context.n_workers));

@@ -312,6 +312,7 @@ void PhaseBuilder::add(const op::SparseFfn& o) {
     tile_memory_ = take_worker_memory(ffn_tile_bytes(static_cast<bool>(o.units)), tile_distance_);
   }
   shape.only_listed = &program_.only_listed_;
+  shape.n_computed = &program_.unit_counts_.computed;
   shape.h = units_h_, shape.products = units_products_, shape.partials = partials_;
   shape.tiles = tile_memory_, shape.tile_distance = tile_distance_;
   if (o.units)

@@ -129,6 +129,7 @@ struct FfnShape {
   // that computing all is faster (the result is the same). FfnListedPhase::n_tasks decides, alone, for the two phases
   // after it; one word serves all layers, because no layer begins before the one before it has ended.
   bool* only_listed;
+  std::atomic<uint64_t>* n_computed;  // units computed where there are lists, over all steps
   bool skips_units() const { return units.data != nullptr && *only_listed; }
 };
 size_t ffn_tile_bytes(bool with_lists);

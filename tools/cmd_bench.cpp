@@ -32,7 +32,7 @@ struct BenchFlags {
   DeviceFlags device;
 };
 
-// What a token of a test computed and read: where units were skipped, the bytes are those of active units only.
+// What a token of a test computed and read: the bytes are those of the units that were computed.
 struct Activity {
   double weight_bytes_per_token = 0;
   std::optional<double> active_share;  // nothing where all units were computed without looking
@@ -41,9 +41,11 @@ struct Activity {
 // Of the steps between two readings of the engine's counters.
 Activity activity_between(const EngineInfo& info, UnitCounts before, UnitCounts after) {
   Activity out;
-  out.active_share = UnitCounts{after.active - before.active, after.total - before.total}.share();
+  const UnitCounts counts = after - before;
+  out.active_share = counts.share();
+  const double skipped = 1 - counts.computed_share().value_or(1);
   out.weight_bytes_per_token = static_cast<double>(info.weight_bytes_per_token) -
-                               (1 - out.active_share.value_or(1)) * static_cast<double>(info.skippable_bytes_per_token);
+                               skipped * static_cast<double>(info.skippable_bytes_per_token);
   return out;
 }
 
@@ -312,10 +314,12 @@ std::shared_ptr<const Model> bench_model(const Args& args, const BenchFlags& fla
   return load_synth(parse_recipe(flags.synth), synth_options(0), model_options(flags.model));
 }
 
+int64_t longest_test(const BenchFlags& flags) { return std::max(longest(flags.n_prompt), longest(flags.n_gen)); }
+
 // All tests of one engine: depth by depth, each filled once.
 void run_tests(const BenchFlags& flags, Engine& engine, const Row& base, Report& report) {
-  const int64_t n_longest = std::max(longest(flags.n_prompt), longest(flags.n_gen));
-  const std::vector<int32_t> tokens = text_tokens(engine.model().tokenizer(), longest(flags.n_depth) + n_longest);
+  const int64_t n_tokens = longest(flags.n_depth) + longest_test(flags);
+  const std::vector<int32_t> tokens = text_tokens(engine.model().tokenizer(), n_tokens);
   for (const int64_t n_depth : flags.n_depth) {
     Session session = engine.open_session();
     const auto run_test = [&](int64_t n_prompt, int64_t n_gen) {
@@ -334,7 +338,7 @@ void run_tests(const BenchFlags& flags, Engine& engine, const Row& base, Report&
 
 void run_bench(const BenchFlags& flags, const std::shared_ptr<const Model>& model) {
   ComputeFlags compute;
-  compute.n_ctx = std::max<int64_t>(longest(flags.n_depth) + std::max(longest(flags.n_prompt), longest(flags.n_gen)), 1);
+  compute.n_ctx = std::max<int64_t>(longest(flags.n_depth) + longest_test(flags), 1);
   std::string note;
   const auto rates = known_machine_rates(note);
   if (!note.empty()) write_note("note: " + note);

@@ -134,6 +134,7 @@ TEST_CASE("exact: no unit, every unit and every other unit active") {
       const UnitCounts counts = engine->unit_counts();
       CHECK(counts.total == 4 * 2 * 101);
       CHECK(counts.active == (every == 0 ? 0 : every == 1 ? counts.total : 4 * 2 * 51));
+      CHECK(counts.computed == counts.active);
     }
   }
 }
