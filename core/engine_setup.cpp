@@ -84,6 +84,11 @@ int32_t relayout_threads(int32_t n_threads) {
   return std::clamp<int32_t>(n_threads, 1, std::max<int32_t>(1, static_cast<int32_t>(std::thread::hardware_concurrency())));
 }
 
+// Bytes of a layer's down projection, whichever way it is laid out.
+size_t down_bytes(const LayerWeights& layer) {
+  return (layer.ffn_down_t ? layer.ffn_down_t : layer.ffn_down).view.size_bytes();
+}
+
 std::unique_ptr<Device> make_device(const EngineOptions& options) {
   if (options.device == "cuda") return make_cuda_device();
   const Topology topology = read_topology();
@@ -180,6 +185,11 @@ EngineInfo EngineImpl::info() const {
   if (!model->weights().tied) out.weight_bytes_per_token -= table.size_bytes() - table.row_stride;
   const TensorView& positions = model->weights().position_embd.view;
   if (positions) out.weight_bytes_per_token -= positions.size_bytes() - positions.row_stride;
+  // A new layout may have another type.
+  if (relayout_)
+    for (size_t i = 0; i < weights().layers.size(); ++i)
+      out.weight_bytes_per_token +=
+          weights().layers[i].ffn_down_t.view.size_bytes() - down_bytes(model->weights().layers[i]);
   out.kv_bytes_per_position = kv.block_bytes() / static_cast<uint64_t>(KvLayout::kBlockPositions);
   out.buffer_bytes = executor_->buffer_bytes();
   if (!exact_) return out;

@@ -26,12 +26,14 @@ void add_squares(const float* was, const float* is, int64_t n, double& error, do
   }
 }
 
+// `relative_error` is NaN when it cannot be told.
 std::string summary(size_t n_layers, uint64_t n_bytes, double seconds, double relative_error) {
   char text[160];
-  std::snprintf(text, sizeof text, "%.1f MiB in %.2f s, %s", static_cast<double>(n_bytes) / (1 << 20), seconds,
-                relative_error > 0 ? "" : "lossless");
-  std::string out = cat("[engine] the down projection of ", n_layers, " layers was laid out anew for sparse execution: ", text);
-  if (!(relative_error > 0)) return out;
+  std::snprintf(text, sizeof text, "%.1f MiB in %.2f s, ", static_cast<double>(n_bytes) / (1 << 20), seconds);
+  const std::string out =
+      cat("[engine] the down projection of ", n_layers, " layers was laid out anew for sparse execution: ", text);
+  if (relative_error == 0) return out + "lossless";
+  if (std::isnan(relative_error)) return out + "with an unknown error, because some weights are NaN or infinite";
   std::snprintf(text, sizeof text, "%.2f %%", 100 * relative_error);
   return out + cat("quantised anew with a relative error of ", text, " (`hotset quantize` does it once, from better weights)");
 }
@@ -52,7 +54,7 @@ Relayout::Relayout(const Model& model, int32_t n_threads, const LogSink& log) : 
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
   log_to(log, LogLevel::kWarning,
          summary(static_cast<size_t>(n_layers), n_bytes_, elapsed.count(),
-                 total.size > 0 ? std::sqrt(total.error / total.size) : 0));
+                 total.error == 0 ? 0 : std::sqrt(total.error / total.size)));
 }
 
 void Relayout::make_layer(const Model& model, LayerWeights& layer, ThreadPool& pool, std::vector<Error2>& errors) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "core/devices.h"
 #include "core/planner.h"
@@ -137,6 +138,20 @@ TEST_CASE("exact: no unit, every unit and every other unit active") {
       CHECK(counts.computed == counts.active);
     }
   }
+}
+
+TEST_CASE("exact: a new layout of weights that are not numbers is not called lossless") {
+  std::string bytes = tiny_writer({.dtype = DType::kF16, .neuron_major = false}).bytes();
+  const ParsedBytes parsed = parse_bytes(bytes);
+  const std::byte* const down = parsed.file->find_tensor("blk.0.ffn_down.weight")->data;
+  const uint16_t nan = 0x7e00;
+  std::memcpy(bytes.data() + (down - parsed.bytes.get()), &nan, sizeof nan);
+  std::string said;
+  EngineOptions options{.n_threads = 1, .mode = "exact"};
+  options.log = [&](LogLevel, const std::string& line) { said += line; };
+  Engine::create(load_bytes(bytes), options);
+  CHECK(said.find("lossless") == std::string::npos);
+  CHECK(said.find("unknown error") != std::string::npos);
 }
 
 // Float types lose nothing when ffn_down is turned, so the standard file gives the bits of the neuron-major one; block

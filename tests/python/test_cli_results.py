@@ -255,8 +255,8 @@ def test_inspect_tells_what_runs(hotset, demo_model, shared):
 
 BENCH_KEYS = {
     "model", "model_size", "model_n_params", "arch", "type", "mode", "device", "gpu", "n_threads", "isa", "n_prompt",
-    "n_gen", "n_depth", "avg_ts", "stddev_ts", "samples_ts", "gbps", "bytes_per_token", "bandwidth_share", "vram_bytes", "ram_bytes", "active_share",
-    "gpu_active_share", "build_commit",
+    "n_gen", "n_depth", "avg_ts", "stddev_ts", "samples_ts", "gbps", "bytes_per_token", "bandwidth_share", "vram_bytes",
+    "ram_bytes", "active_share", "gpu_active_share", "build_commit",
 }  # fmt: skip
 
 
@@ -310,15 +310,47 @@ def test_bench_counts_the_bytes_of_active_units_only(hotset, demo_model):
     assert saved == pytest.approx((1 - exact["active_share"]) * skippable)
 
 
+RECIPE = "llama activation=relu shape=n_layer=2,n_embd=96,n_ff=512,n_head=3,n_vocab=400 seed=3 type=q8_0 sparsity="
+
+
+def test_bench_counts_all_bytes_where_most_units_are_active(hotset):
+    words = ["bench", "--synth", RECIPE + "0.2", "-p", "0", "-n", "8", "-r", "1", "-t", "1", "-o", "json", "--mode"]
+    dense, exact = (json.loads(hotset(*words, mode).stdout)[0] for mode in ("dense", "exact"))
+    assert 0.7 < exact["active_share"] < 0.9
+    assert exact["bytes_per_token"] == dense["bytes_per_token"]
+
+
+def test_bench_counts_the_bytes_of_a_new_layout(hotset, tmp_path):
+    """n_embd is no multiple of 256, so that rows of a K type become rows of another one when they are turned."""
+    path = tmp_path / "a.gguf"
+    shape = "n_layer=2,n_embd=96,n_ff=512,n_head=3,n_vocab=400"
+    words = ["--arch", "llama", "--activation", "relu", "--shape", shape, "--type", "q4_k_m", "--layout", "gguf"]
+    made = hotset("synth", *words, "-o", str(path))
+    assert made.returncode == 0, made.stderr
+    tensors = json.loads(hotset("inspect", "-m", str(path), "--json").stdout)["tensors"]
+    n_bytes = {"down": 0, "up": 0}
+    for tensor in tensors:
+        if match := re.search(r"ffn_(up|down)\.weight", tensor["name"]):
+            n_bytes[match[1]] += tensor["n_bytes"]
+    assert {t["type"] for t in tensors if "ffn_down" in t["name"]} <= {"Q4_K", "Q6_K"}
+    turned = 2 * 512 * 96 // 32 * 34  # Q8_0
+    words = ["bench", "-m", str(path), "-p", "0", "-n", "8", "-r", "1", "-t", "1", "-o", "json", "--mode"]
+    dense, exact = (json.loads(hotset(*words, mode).stdout)[0] for mode in ("dense", "exact"))
+    skipped = (1 - exact["active_share"]) * (n_bytes["up"] + turned)
+    assert dense["bytes_per_token"] - exact["bytes_per_token"] == pytest.approx(n_bytes["down"] - turned + skipped)
+
+
 def test_bench_after_a_depth(hotset, demo_model):
     """Rows are named as llama-bench names them; keys and values of the depth count as memory and as bytes read."""
-    words = ["bench", "-m", str(demo_model), "-p", "16,8", "-n", "4", "-d", "0,300", "-r", "2", "-t", "1", "--mode", "dense"]
+    words = ["bench", "-m", str(demo_model), "-p", "16,8", "-n", "4", "-d", "0,300", "-r", "2", "-t", "1"]
+    words += ["--mode", "dense"]
     result = hotset(*words, "-o", "json")
     assert (result.returncode, result.stderr) == (0, b"")
     rows = json.loads(result.stdout)
     names = ["pp16", "pp8", "tg4"]
     assert [row["test"] for row in rows] == names + [name + " @ d300" for name in names]
-    assert [(row["n_prompt"], row["n_gen"], row["n_depth"]) for row in rows[3:]] == [(16, 0, 300), (8, 0, 300), (0, 4, 300)]
+    sizes = [(row["n_prompt"], row["n_gen"], row["n_depth"]) for row in rows[3:]]
+    assert sizes == [(16, 0, 300), (8, 0, 300), (0, 4, 300)]
     assert all(len(row["samples_ts"]) == 2 and min(row["samples_ts"]) > 0 for row in rows)
     kv_bytes = (rows[3]["ram_bytes"] - rows[0]["ram_bytes"]) / 300
     assert kv_bytes > 0 and rows[0]["ram_bytes"] - rows[1]["ram_bytes"] == 8 * kv_bytes
