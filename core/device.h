@@ -25,6 +25,28 @@ struct SequenceBlocks {
   const std::vector<std::byte*>* blocks = nullptr;
 };
 
+// What an Observe op shows: units [first_unit, first_unit + n_units) of every row of a step, as seen at unit 0.
+struct ObservedUnits {
+  int64_t layer;
+  int64_t first_unit, n_units;  // first_unit is a multiple of 64
+  int64_t n_rows;
+  const float* in;  // (n_rows, n_embd), rows in_stride floats apart: the FFN's input after the norm
+  int64_t in_stride;
+  const float *detected, *h;  // (n_rows, n_ff), rows `stride` floats apart
+  int64_t stride;
+};
+
+// Sees every unit of every row. For one layer after the other observe() is called by several threads at a time, each
+// with units of its own; a unit is shown once per layer and step. What is shown is valid during the call. An error it
+// throws ends the step.
+class UnitObserver {
+ public:
+  virtual ~UnitObserver() = default;
+  // A step is about to run with these rows; called alone, before its first observe().
+  virtual void begin_step(const std::vector<Row>& rows) = 0;
+  virtual void observe(const ObservedUnits& units) = 0;
+};
+
 // What changes from step to step. Rows of several sequences, prefill and decode, may be mixed; rows of one sequence are
 // in order of position. Attention sees what this and earlier steps stored.
 struct StepParams {
@@ -32,6 +54,7 @@ struct StepParams {
   std::vector<SequenceBlocks> sequences;
   std::vector<int32_t> output_rows;  // ascending indices into rows
   std::function<bool()> stop;        // asked between operations; true ends the step with CancelledError
+  UnitObserver* observer = nullptr;  // sees what the plan's Observe ops show; nullptr = nobody
 };
 
 // Memory of a device; freed on destruction, which must come before the device's.

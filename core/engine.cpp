@@ -139,6 +139,7 @@ void EngineImpl::advance(std::span<const Engine::Entry> entries, const std::vect
       const std::lock_guard<FairMutex> lock(compute_);
       if (!fill_step(progress)) break;
       params_.stop = stop_any;
+      if (params_.observer) params_.observer->begin_step(params_.rows);
       executor_->run(params_);
       collect_logits(progress);
     }

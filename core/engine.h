@@ -27,6 +27,7 @@
 namespace hotset {
 
 class EngineImpl;
+class UnitObserver;
 class SequenceState;
 
 // Version and build of the library, for `--version`, `doctor` and benchmark rows.
@@ -55,6 +56,8 @@ struct EngineOptions {
   // Weights that this engine of the same model laid out anew at load are used, in dense mode too: dense results on the
   // very weights of an exact engine. nullptr = the file's, laid out anew where the mode needs it.
   std::shared_ptr<const Engine> weights_from{};
+  // Sees every unit of every row (core/device.h) and must outlive the engine. All units are computed: mode dense or auto.
+  UnitObserver* observer = nullptr;
   LogSink log{};
 };
 

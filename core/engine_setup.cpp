@@ -49,6 +49,9 @@ void check_options(const EngineOptions& options) {
 
 // Whether inactive units are skipped: where the activation makes exact zeros, unless dense is asked for.
 bool skips_units(const EngineOptions& options, const ModelConfig& config) {
+  if (options.observer && options.mode == "exact")
+    fail_option("mode", "dense or auto when units are observed", quoted(options.mode));
+  if (options.observer) return false;
   const bool sparse = is_sparse(config.activation);
   if (options.mode == "exact" && !sparse)
     throw UnsupportedModelError(error_text("engine", "mode exact", "an activation that makes exact zeros",
@@ -120,6 +123,7 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
                " positions the model was trained for; the end may be nonsense"));
   kv_type_ = chosen_kv_type(options, *model);
   exact_ = skips_units(options, config);
+  params_.observer = options.observer;
   memory_limit_ = physical_memory_bytes();
   device_ = make_device(options);
   relayout_ = choose_weights(options);
@@ -153,6 +157,7 @@ Plan EngineImpl::make_plan(const EngineOptions& options) const {
   plan_options.max_positions = n_ctx_;
   plan_options.kv_type = kv_type_;
   plan_options.exact = exact_;
+  plan_options.observe = options.observer != nullptr;
   Plan plan = build_plan(config, weights(), plan_options);
   plan.max_rows = affordable_rows(plan);
   plan.max_output_rows = std::min(plan.max_output_rows, plan.max_rows);

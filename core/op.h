@@ -107,15 +107,25 @@ struct SelectUnits {
 
 // The feed-forward network over units stored as rows: out (n_embd) = sum over the listed units u of h_u * down_t_u, plus
 // down_bias, where h_u = act(gate_u . in) * (up_u . in) or, without a gate, act(up_u . in). Units are summed in the
-// canonical order of kUnitRanges fixed ranges; a unit left out counts as h_u = 0. Without `units` every unit is summed.
+// canonical order of kUnitRanges fixed ranges; a unit left out counts as h_u = 0. Without `units` every unit is summed,
+// and h of all units can be had as well.
 struct SparseFfn {
   Activation activation;
   WeightId gate, gate_bias;  // (n_embd, n_ff) and (n_ff); both optional
   WeightId up, up_bias;      // (n_embd, n_ff) and (n_ff); the bias optional
   WeightId down_t;           // (n_embd, n_ff): a unit's outgoing weights are one row
   WeightId down_bias;        // (n_embd), optional
-  BufferId detected, units;  // the detect values of all units and the list of those to compute; both or neither
+  BufferId detected;  // the detect values of all units, from Detect; optional
+  BufferId units;     // the list of those to compute; optional, asks for `detected`
   BufferId in, out;
+  BufferId h{};  // (n_ff) what weighs each unit's down row; optional, only without `units`
+};
+
+// Shows a layer's FFN to StepParams::observer, row by row: its input (n_embd), the detect values of all units (n_ff) and
+// their h (n_ff). Does nothing when nobody observes.
+struct Observe {
+  int64_t layer;
+  BufferId in, detected, h;
 };
 
 // out = a + b. out may equal a or b.
@@ -141,6 +151,7 @@ inline int64_t unit_range_begin(int64_t n_ff, int64_t range) {
 
 // A closed set: a device that lacks an op does not compile.
 using Op = std::variant<op::Embed, op::EmbedPosition, op::Norm, op::MatMul, op::RopeAngles, op::Rope, op::StoreKv,
-                        op::Attention, op::Activate, op::Detect, op::SelectUnits, op::SparseFfn, op::Add, op::SelectRows>;
+                        op::Attention, op::Activate, op::Detect, op::SelectUnits, op::SparseFfn, op::Observe, op::Add,
+                        op::SelectRows>;
 
 }  // namespace hotset

@@ -46,9 +46,13 @@ class Printer {
             },
             [&](const op::SelectUnits& o) { return cat(b(o.out), " = SelectUnits(", b(o.in), ")"); },
             [&](const op::SparseFfn& o) {
-              const std::string units = o.units ? cat(b(o.units), " by ", b(o.detected)) : "all units";
-              return cat(b(o.out), " = SparseFfn(", units, "; ", o.gate ? w(o.gate) + plus(o.gate_bias) + ", " : "",
+              const std::string units =
+                  cat(o.units ? b(o.units) : "all units", o.detected ? " by " + b(o.detected) : "");
+              return cat(b(o.out), o.h ? ", " + b(o.h) : "", " = SparseFfn(", units, "; ", o.gate ? w(o.gate) + plus(o.gate_bias) + ", " : "",
                          w(o.up), plus(o.up_bias), ", ", w(o.down_t), plus(o.down_bias), "; ", b(o.in), ")");
+            },
+            [&](const op::Observe& o) {
+              return cat("observed[", o.layer, "] = Observe(", b(o.in), ", ", b(o.detected), ", ", b(o.h), ")");
             },
             [&](const op::Add& o) { return cat(b(o.out), " = Add(", b(o.a), ", ", b(o.b), ")"); },
             [&](const op::SelectRows& o) { return cat(b(o.out), " = SelectRows(", b(o.in), ")"); },
@@ -234,14 +238,28 @@ class Linter {
                "gate, up and down_t have one shape");
       vector(o.gate_bias, up.n_rows), vector(o.up_bias, up.n_rows), vector(o.down_bias, up.n_cols);
       columns(o.in, up.n_cols), columns(o.out, up.n_cols);
-      if (o.units) columns(o.detected, up.n_rows), columns(o.units, up.n_rows + 1);
+      if (o.detected) columns(o.detected, up.n_rows);
+      if (o.units) columns(o.units, up.n_rows + 1);
+      if (o.h) columns(o.h, up.n_rows);
     }
-    expect(static_cast<bool>(o.detected) == static_cast<bool>(o.units), "detect values and a unit list, or neither");
+    expect(!o.units || o.detected, "detect values with a unit list");
+    expect(!o.units || !o.h, "h of all units only without a unit list");
     expect(o.activation != Activation::kDRelu || o.gate, "dReLU has a gate");
     expect(!o.units || is_sparse(o.activation), "a unit list needs an activation that makes zeros");
-    if (o.units) reads(o.detected), reads(o.units, BufferKind::kUnits);
-    expect(!(o.in == o.out), "SparseFfn does not write its input");
-    if (reads(o.in) && writes(o.out)) same_rows(o.in, o.out);
+    if (o.detected) reads(o.detected);
+    if (o.units) reads(o.units, BufferKind::kUnits);
+    expect(!(o.in == o.out || o.in == o.h), "SparseFfn does not write its input");
+    expect(!o.h || !(o.h == o.out || o.h == o.detected), "h is a buffer of its own");
+    if (!reads(o.in)) return;
+    if (o.h && writes(o.h)) same_rows(o.in, o.h);
+    if (writes(o.out)) same_rows(o.in, o.out);
+  }
+  void check(const op::Observe& o) {
+    expect(o.layer >= 0 && o.layer < plan_.kv.n_layer, "layer in range");
+    if (!reads(o.in) || !reads(o.detected) || !reads(o.h)) return;
+    columns(o.detected, plan_.buffer(o.h).n_cols);
+    for (const BufferId id : {o.in, o.detected, o.h})
+      expect(plan_.buffer(id).rows == BufferRows::kAll, "Observe sees all rows");
   }
   void check(const op::Add& o) {
     if (reads(o.a) && reads(o.b) && writes(o.out)) {

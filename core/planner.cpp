@@ -22,7 +22,8 @@ std::vector<double> rope_frequencies(const ModelConfig& config, const Weights& w
 // Appends buffers, weights and steps of one lane to a plan.
 class PlanBuilder {
  public:
-  PlanBuilder(const ModelConfig& config, const PlanOptions& options) : config_(config), exact_(options.exact) {
+  PlanBuilder(const ModelConfig& config, const PlanOptions& options) 
+      : config_(config), exact_(options.exact), observe_(options.observe) {
     plan_.max_rows = options.max_rows;
     plan_.max_output_rows = options.max_output_rows;
     plan_.max_positions = options.max_positions;
@@ -38,6 +39,7 @@ class PlanBuilder {
     v_ = buffer("v", n_kv);
     attn_ = buffer("attn", n_q);
     y_ = buffer("y", config.n_embd);
+    if (observe_) h_ = buffer("h", config.n_ff);
     if (!exact_) return;
     detected_ = buffer("detected", config.n_ff);
     units_ = buffer("units", config.n_ff + 1);
@@ -55,7 +57,7 @@ class PlanBuilder {
     for (int64_t layer = 0; layer < config_.n_layer; ++layer) {
       const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
       attention(w, layer);
-      feed_forward(w);
+      feed_forward(w, layer);
     }
     head(weights);
     return std::move(plan_);
@@ -104,43 +106,48 @@ class PlanBuilder {
     add(op::Add{x_, y_, x_});
   }
 
-  void feed_forward(const LayerWeights& w) {
+  void feed_forward(const LayerWeights& w, int64_t layer) {
     norm(w.ffn_norm, w.ffn_norm_b, x_, x_norm_);
     if (exact_ && !w.ffn_down_t)
       throw Error(error_text("planner", "exact plan", "ffn_down_t in every layer", w.ffn_down.name,
                              "lay the weights out anew first"));
     if (w.ffn_down_t)
-      unit_rows(w);
+      unit_rows(w, layer);
     else
-      standard_layout(w);
+      standard_layout(w, layer);
     add(op::Add{x_, y_, x_});
   }
 
-  // Units stored as rows: with exact execution the detect matrix decides which of them are computed.
-  void unit_rows(const LayerWeights& w) {
+  // Units stored as rows: with exact execution the detect matrix decides which of them are computed. An observer wants
+  // its products, so that they are computed apart.
+  void unit_rows(const LayerWeights& w, int64_t layer) {
     op::SparseFfn ffn{};
     ffn.activation = config_.activation;
     ffn.gate = weight(w.ffn_gate), ffn.gate_bias = weight(w.ffn_gate_b);
     ffn.up = weight(w.ffn_up), ffn.up_bias = weight(w.ffn_up_b);
     ffn.down_t = weight(w.ffn_down_t), ffn.down_bias = weight(w.ffn_down_b);
     ffn.in = x_norm_, ffn.out = y_;
-    if (exact_) {
-      ffn.detected = detected_, ffn.units = units_;
+    if (observe_ && !detected_) detected_ = buffer("detected", config_.n_ff);
+    if (exact_ || observe_) {
+      ffn.detected = detected_, ffn.units = units_, ffn.h = h_;
       add(op::Detect{ffn.gate ? ffn.gate : ffn.up, ffn.gate ? ffn.gate_bias : ffn.up_bias, x_norm_, detected_});
-      add(op::SelectUnits{detected_, units_});
     }
+    if (exact_) add(op::SelectUnits{detected_, units_});
     add(ffn);
+    if (observe_) add(op::Observe{layer, x_norm_, detected_, h_});
   }
 
-  void standard_layout(const LayerWeights& w) {
+  void standard_layout(const LayerWeights& w, int64_t layer) {
     if (up_.index < 0) {
       if (w.ffn_gate) gate_ = buffer("gate", config_.n_ff);
       up_ = buffer("up", config_.n_ff);
     }
     if (w.ffn_gate) mat_mul(w.ffn_gate, w.ffn_gate_b, x_norm_, gate_);
     mat_mul(w.ffn_up, w.ffn_up_b, x_norm_, up_);
-    add(op::Activate{config_.activation, gate_, up_, up_});
-    mat_mul(w.ffn_down, w.ffn_down_b, up_, y_);
+    const BufferId h = observe_ ? h_ : up_;
+    add(op::Activate{config_.activation, gate_, up_, h});
+    if (observe_) add(op::Observe{layer, x_norm_, gate_ ? gate_ : up_, h});
+    mat_mul(w.ffn_down, w.ffn_down_b, h, y_);
   }
 
   void head(const Weights& weights) {
@@ -152,9 +159,9 @@ class PlanBuilder {
   }
 
   const ModelConfig& config_;
-  const bool exact_;
+  const bool exact_, observe_;
   Plan plan_;
-  BufferId x_, x_norm_, angles_, q_, k_, v_, attn_, y_, gate_, up_, detected_, units_;
+  BufferId x_, x_norm_, angles_, q_, k_, v_, attn_, y_, gate_, up_, detected_, units_, h_;
 };
 
 }  // namespace

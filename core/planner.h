@@ -15,6 +15,7 @@ struct PlanOptions {
   int64_t max_positions = 0;
   DType kv_type = DType::kF16;  // kF16, kF32, or kQ8_0 (head_dim a multiple of 32)
   bool exact = false;           // compute only active units; needs ffn_down_t in every layer and a sparse activation
+  bool observe = false;  // compute all units of every layer and Observe them; not with `exact`
 };
 
 // The plan that computes a batch of rows of a model on one device. The plan's weights view the model's memory.

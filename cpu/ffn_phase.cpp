@@ -27,6 +27,9 @@ constexpr int64_t kManyRows = 64;
 // does not hold up the others, few enough that a share is long against its first cache misses.
 constexpr int64_t kSharesPerWorker = 4;
 
+// Units that an observer is shown at a time: two cache lines of a mask of one bit each, 16 tasks for a small layer.
+constexpr int64_t kObservedUnits = 128;
+
 // Rows and columns of the output, and where their sums go: row r's at sums + r * stride.
 struct DownPart {
   int64_t first_row, n_rows, first_col, n_cols;
@@ -79,8 +82,11 @@ void compute_listed(const StepContext& context, const FfnShape& shape, int64_t r
   activate(context.kernels, shape.activation, h + begin, up + begin, end - begin, h + begin);
 }
 
-// Computes what the lists of a step name alone if they are short enough, else all units, and counts them.
+// Computes what the lists of a step name alone if they are short enough, else all units, and counts them. Without lists
+// (units shown to an observer) all units, uncounted.
 void choose_units(const StepContext& context, const FfnShape& shape) {
+  *shape.only_listed = false;
+  if (shape.units.data == nullptr) return;
   int64_t n_listed = 0;
   for (int64_t row = 0; row < context.n_rows; ++row) n_listed += unit_list(shape.units, row).n;
   const int64_t n_all = context.n_rows * shape.n_ff();
@@ -162,7 +168,7 @@ void FfnListedPhase::run(int64_t task, int32_t worker, const StepContext& contex
   }
 }
 
-// So many units are active that all are computed: h of units [first, first + n) of every row, from their detect values.
+// All units are computed, because so many are active or because all are asked for: h of units [first, first + n) of every row, from their detect values.
 void FfnListedPhase::compute_block(int64_t first, int64_t n, int32_t worker, const StepContext& context) const {
   multiply_units(context, shape_, shape_.up, shape_.up_bias, first, n, shape_.products, worker);
   for (int64_t row = 0; row < context.n_rows; ++row) {
@@ -239,6 +245,17 @@ void FfnMergePhase::run(int64_t task, int32_t, const StepContext& context) const
     }
   std::memcpy(shape_.out.row(task), sums, static_cast<size_t>(n) * sizeof(float));
   add_bias(context, shape_.down_bias, 0, n, 1, shape_.out.row(task), 0);
+}
+
+int64_t ObservePhase::n_tasks(const StepContext& context) const {
+  if (context.params.observer == nullptr || context.n_rows == 0) return 0;
+  return div_up(h_.n_cols, kObservedUnits);
+}
+
+void ObservePhase::run(int64_t task, int32_t, const StepContext& context) const {
+  const int64_t first = task * kObservedUnits;
+  context.params.observer->observe({layer_, first, std::min(kObservedUnits, h_.n_cols - first), context.n_rows,
+                                    in_.data, in_.stride, detected_.data, h_.data, h_.stride});
 }
 
 }  // namespace hotset::cpu

@@ -297,7 +297,8 @@ void PhaseBuilder::add(const op::SparseFfn& o) {
   shape.down_t = plan_.weight(o.down_t);
   shape.gate_bias = vector(o.gate_bias), shape.up_bias = vector(o.up_bias), shape.down_bias = vector(o.down_bias);
   shape.in = buffer(o.in), shape.out = buffer(o.out);
-  if (o.units) shape.detected = buffer(o.detected), shape.units = buffer(o.units);
+  if (o.detected) shape.detected = buffer(o.detected);
+  if (o.units) shape.units = buffer(o.units);
   if (shape.gate) quantize_for(shape.gate.dtype, o.in);
   quantize_for(shape.up.dtype, o.in);
   shape.stride = row_stride(shape.n_ff());
@@ -305,7 +306,7 @@ void PhaseBuilder::add(const op::SparseFfn& o) {
   shape.scratch = gemm_scratch(shape.scratch_distance);
   if (!units_h_) {  // all layers have the same sizes, so one set serves them all
     const size_t n = static_cast<size_t>(plan_.max_rows * shape.stride) * sizeof(float);
-    units_h_ = reinterpret_cast<float*>(take_memory(n));
+    units_h_ = o.h ? buffer(o.h).data : reinterpret_cast<float*>(take_memory(n));
     if (shape.gate) units_products_ = reinterpret_cast<float*>(take_memory(n));
     const int64_t n_partials = kUnitRanges * shape.partial_rows * shape.down_t.n_cols;
     partials_ = reinterpret_cast<float*>(take_memory(static_cast<size_t>(n_partials) * sizeof(float)));
@@ -313,15 +314,21 @@ void PhaseBuilder::add(const op::SparseFfn& o) {
   }
   shape.only_listed = &program_.only_listed_;
   shape.n_computed = &program_.unit_counts_.computed;
-  shape.h = units_h_, shape.products = units_products_, shape.partials = partials_;
+  shape.h = o.h ? buffer(o.h).data : units_h_;
+  shape.products = units_products_, shape.partials = partials_;
   shape.tiles = tile_memory_, shape.tile_distance = tile_distance_;
-  if (o.units)
+  if (o.detected)
     push(std::make_unique<FfnListedPhase>(shape));
   else
     push(std::make_unique<FfnUnitsPhase>(shape));
   push(std::make_unique<FfnDownPhase>(shape));
   push(std::make_unique<FfnMergePhase>(shape));
   wrote(o.out);
+  if (o.h) wrote(o.h);
+}
+
+void PhaseBuilder::add(const op::Observe& o) {
+  push(std::make_unique<ObservePhase>(o.layer, buffer(o.in), buffer(o.detected), buffer(o.h)));
 }
 
 void PhaseBuilder::add(const op::Add& o) {

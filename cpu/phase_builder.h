@@ -36,6 +36,7 @@ class PhaseBuilder {
   void add(const op::Detect& o);
   void add(const op::SelectUnits& o);
   void add(const op::SparseFfn& o);
+  void add(const op::Observe& o);
   void add(const op::Add& o);
   void add(const op::SelectRows& o);
 

@@ -110,7 +110,8 @@ struct FfnShape {
   TensorView up, down_t;
   const float *gate_bias, *up_bias, *down_bias;  // null: none
   RowBuffer in, out;
-  RowBuffer detected, units;  // with a unit list; else no data
+  RowBuffer detected;  // the products that decide, computed before; else no data
+  RowBuffer units;     // with a unit list; else no data
 
   float* h;        // (max_rows, stride): of all units, or by position in the row's list
   float* products; // (max_rows, stride): products of the up rows where there is a gate
@@ -157,7 +158,7 @@ class FfnUnitsPhase final : public Phase {
   FfnShape shape_;
 };
 
-// Up products and h of the listed units, or of all when the lists are long; detect values are there.
+// Up products and h of the listed units, or of all when the lists are long or there are none; detect values are there.
 class FfnListedPhase final : public Phase {
  public:
   explicit FfnListedPhase(const FfnShape& shape) : shape_(shape) {}
@@ -192,6 +193,20 @@ class FfnMergePhase final : public Phase {
 
  private:
   FfnShape shape_;
+};
+
+// Shows every unit to the step's observer, who gets blocks of units, so that what it counts per unit needs no locks and
+// comes in order of rows.
+class ObservePhase final : public Phase {
+ public:
+  ObservePhase(int64_t layer, const RowBuffer& in, const RowBuffer& detected, const RowBuffer& h)
+      : layer_(layer), in_(in), detected_(detected), h_(h) {}
+  int64_t n_tasks(const StepContext& context) const override;
+  void run(int64_t task, int32_t worker, const StepContext& context) const override;
+
+ private:
+  int64_t layer_;
+  RowBuffer in_, detected_, h_;
 };
 
 // Memory and shapes that the phases of Attention share.

@@ -94,6 +94,7 @@ std::vector<BufferId*> buffers_of(Op& any) {
       if (o.units) return {&o.detected, &o.units, &o.in, &o.out};
       return {&o.in, &o.out};
     }
+    std::vector<BufferId*> operator()(op::Observe& o) { return {&o.in, &o.detected, &o.h}; }
     std::vector<BufferId*> operator()(op::Add& o) { return {&o.a, &o.b, &o.out}; }
     std::vector<BufferId*> operator()(op::SelectRows& o) { return {&o.in, &o.out}; }
   };

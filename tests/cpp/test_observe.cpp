@@ -1,0 +1,261 @@
+// Observe: every unit of every row is shown once, with the values that the definition gives, whatever the type, family,
+// layout, threads, instruction set and batch; and looking changes no bit of the logits.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <mutex>
+
+#include "core/architecture.h"
+#include "core/device.h"
+#include "core/planner.h"
+#include "core/weights.h"
+#include "cpu/cpu_program.h"
+#include "cpu/reference.h"
+#include "tests/cpp/util.h"
+
+namespace {
+
+using namespace hotset;
+using namespace hotset::test;
+using Ids = std::vector<int32_t>;
+using Floats = std::vector<float>;
+
+// What was shown, by layer: rows one after the other in the order of the steps.
+class Recorder final : public UnitObserver {
+ public:
+  struct Layer {
+    Floats in, detected, h;
+    std::vector<int> n_shown;  // per unit of a row
+  };
+  explicit Recorder(const ModelConfig& config)
+      : n_embd_(config.n_embd), n_ff_(config.n_ff), layers(static_cast<size_t>(config.n_layer)) {}
+
+  void begin_step(const std::vector<Row>& rows) override {
+    first_row_ = n_rows;
+    n_rows += rows.size();
+    for (const Row& row : rows) positions.push_back(row.position);
+    for (Layer& layer : layers) {
+      layer.in.resize(n_rows * n_embd());
+      for (Floats* each : {&layer.detected, &layer.h}) each->resize(n_rows * n_ff());
+      layer.n_shown.resize(n_rows * n_ff());
+    }
+  }
+  // Threads write to places of their own, which the thread sanitizer checks.
+  void observe(const ObservedUnits& units) override {
+    Layer& layer = layers[static_cast<size_t>(units.layer)];
+    for (int64_t row = 0; row < units.n_rows; ++row) {
+      const size_t to = first_row_ + static_cast<size_t>(row);
+      if (units.first_unit == 0)
+        std::copy_n(units.in + row * units.in_stride, n_embd_, layer.in.data() + to * n_embd());
+      for (int64_t unit = units.first_unit; unit < units.first_unit + units.n_units; ++unit) {
+        const size_t at = to * n_ff() + static_cast<size_t>(unit);
+        layer.detected[at] = units.detected[row * units.stride + unit];
+        layer.h[at] = units.h[row * units.stride + unit];
+        ++layer.n_shown[at];
+      }
+    }
+  }
+  size_t n_embd() const { return static_cast<size_t>(n_embd_); }
+  size_t n_ff() const { return static_cast<size_t>(n_ff_); }
+
+ private:
+  int64_t n_embd_, n_ff_;
+  size_t first_row_ = 0;
+
+ public:
+  size_t n_rows = 0;
+  std::vector<int32_t> positions;
+  std::vector<Layer> layers;
+};
+
+// Runs the tokens in pieces and returns the logits of every position.
+Floats all_logits(const std::shared_ptr<const Model>& model, const EngineOptions& options, const Ids& ids,
+                  size_t piece) {
+  const auto engine = Engine::create(model, options);
+  Session session = engine->open_session();
+  Floats out;
+  for (size_t at = 0; at < ids.size(); at += piece) {
+    const Engine::Entry entry{&session, std::span(ids).subspan(at, std::min(piece, ids.size() - at)), true};
+    engine->advance({&entry, 1});
+    out.insert(out.end(), session.all_logits().begin(), session.all_logits().end());
+  }
+  return out;
+}
+
+struct Family {
+  const char* arch;
+  Activation activation;
+};
+constexpr Family kFamilies[] = {{"llama", Activation::kRelu},  {"llama", Activation::kSilu}, {"llama", Activation::kDRelu},
+                                {"arcee", Activation::kRelu2}, {"opt", Activation::kRelu},   {"arcee", Activation::kSilu}};
+
+TinySpec spec_of(const Family& family, DType dtype, bool neuron_major) {
+  TinySpec spec{.arch = family.arch, .n_ctx = 96, .dtype = dtype, .neuron_major = neuron_major,
+                .activation = family.activation, .biases = true};
+  widen_for(dtype, spec);
+  if (!is_block_type(dtype)) spec.n_embd = 50, spec.n_ff = 141, spec.head_dim = 14;  // units of two tasks
+  if (spec.arch != "opt") spec.n_rot = 6;
+  return spec;
+}
+
+double activated(Activation activation, double x) {
+  if (activation == Activation::kSilu) return x / (1 + std::exp(-x));
+  return activation == Activation::kRelu2 ? std::pow(std::max(x, 0.0), 2) : std::max(x, 0.0);
+}
+
+// weight times x plus bias in double.
+std::vector<double> product(const NamedTensor& weight, const NamedTensor& bias, const float* x) {
+  std::vector<double> out;
+  for (int64_t row = 0; row < weight.view.n_rows; ++row) {
+    double sum = bias ? static_cast<double>(reinterpret_cast<const float*>(bias.view.data)[row]) : 0;
+    for (int64_t i = 0; i < weight.view.n_cols; ++i)
+      sum += cpu::reference::weight_at(cpu::kWeightF32, weight.view.row(row), i) * static_cast<double>(x[i]);
+    out.push_back(sum);
+  }
+  return out;
+}
+
+TEST_CASE("observe: detect values and h are what the definition gives for the input shown") {
+  for (const Family& family : kFamilies)
+    for (const bool neuron_major : {true, false}) {
+      CAPTURE(family.arch);
+      CAPTURE(activation_name(family.activation));
+      CAPTURE(neuron_major);
+      const auto model = load_tiny(spec_of(family, DType::kF32, neuron_major));
+      Recorder seen(model->config());
+      const Ids ids = random_tokens(7, 9, 270);
+      all_logits(model, {.n_threads = 2, .observer = &seen}, ids, ids.size());
+      REQUIRE(seen.n_rows == ids.size());
+      for (size_t layer = 0; layer < seen.layers.size(); ++layer) {
+        const Recorder::Layer& got = seen.layers[layer];
+        const LayerWeights& w = model->weights().layers[layer];
+        CHECK(std::all_of(got.n_shown.begin(), got.n_shown.end(), [](int n) { return n == 1; }));
+        for (size_t row = 0; row < ids.size(); ++row) {
+          const float* x = got.in.data() + row * seen.n_embd();
+          const std::vector<double> up = product(w.ffn_up, w.ffn_up_b, x);
+          const std::vector<double> detected = w.ffn_gate ? product(w.ffn_gate, w.ffn_gate_b, x) : up;
+          std::vector<double> h;
+          for (size_t unit = 0; unit < up.size(); ++unit) {
+            const double value = family.activation == Activation::kDRelu ? std::max(up[unit], 0.0) : up[unit];
+            h.push_back(activated(family.activation, detected[unit]) * (w.ffn_gate ? value : 1));
+          }
+          const size_t at = row * seen.n_ff();
+          CHECK(nmse(std::span(got.detected).subspan(at, up.size()), detected) <= 1e-11);
+          CHECK(nmse(std::span(got.h).subspan(at, up.size()), h) <= 1e-11);
+        }
+      }
+    }
+}
+
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kThreadsOnly = true;  // no type and no instruction set changes how threads meet
+#else
+constexpr bool kThreadsOnly = false;
+#endif
+
+TEST_CASE("observe: the same bits whatever the type, layout, threads, instruction set and batch, and dense logits") {
+  for (const Family& family : kFamilies)
+    for (const bool neuron_major : {true, false})
+      for (const DType dtype : {DType::kF32, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K}) {
+        if (kThreadsOnly && dtype != DType::kQ4_0) continue;
+        CAPTURE(family.arch);
+        CAPTURE(activation_name(family.activation));
+        CAPTURE(neuron_major);
+        CAPTURE(dtype_name(dtype));
+        const auto model = load_tiny(spec_of(family, dtype, neuron_major));
+        const Ids ids = random_tokens(8, 70, 270);
+        Recorder expected(model->config());
+        const Floats dense = all_logits(model, {.n_threads = 1, .mode = "dense", .isa = "generic"}, ids, ids.size());
+        CHECK(all_logits(model, {.n_threads = 1, .isa = "generic", .observer = &expected}, ids, ids.size()) == dense);
+        for (const std::string& isa : isas())
+          for (const int32_t n_threads : {1, 2, 3, 16}) {
+            if ((n_threads > 2 || kThreadsOnly) && isa != isas().back()) continue;
+            for (const size_t piece : {1, 9, 70}) {
+              if (piece == 1 && isa != isas().back()) continue;
+              CAPTURE(isa);
+              CAPTURE(n_threads);
+              CAPTURE(piece);
+              Recorder got(model->config());
+              const EngineOptions options{.n_threads = n_threads, .mode = "dense", .isa = isa, .observer = &got};
+              CHECK(all_logits(model, options, ids, piece) == dense);
+              CHECK(got.positions == expected.positions);
+              for (size_t layer = 0; layer < got.layers.size(); ++layer) {
+                CHECK(got.layers[layer].in == expected.layers[layer].in);
+                CHECK(got.layers[layer].detected == expected.layers[layer].detected);
+                CHECK(got.layers[layer].h == expected.layers[layer].h);
+                CHECK(got.layers[layer].n_shown == expected.layers[layer].n_shown);
+              }
+            }
+          }
+      }
+}
+
+TEST_CASE("observe: sequences of one pass are shown in order") {
+  const auto model = load_tiny({.n_ff = 141, .seed = 3});
+  Recorder seen(model->config());
+  const auto engine = Engine::create(model, {.n_threads = 2, .n_batch = 16, .observer = &seen});
+  Session a = engine->open_session(), b = engine->open_session();
+  const Ids ids = random_tokens(9, 40, 270);
+  const Engine::Entry entries[] = {{&a, std::span(ids).first(25)}, {&b, std::span(ids).last(15)}};
+  engine->advance(entries);
+  std::vector<int32_t> positions;
+  for (const int32_t n : {25, 15})
+    for (int32_t position = 0; position < n; ++position) positions.push_back(position);
+  CHECK(seen.positions == positions);
+}
+
+TEST_CASE("observe: an observer's error ends the step, and exact mode cannot be observed") {
+  class Fails final : public UnitObserver {
+   public:
+    void begin_step(const std::vector<Row>&) override {}
+    void observe(const ObservedUnits&) override { throw std::runtime_error("seen enough"); }
+  } fails;
+  const auto model = load_tiny({.seed = 4});
+  const auto engine = Engine::create(model, {.n_threads = 2, .observer = &fails});
+  Session session = engine->open_session();
+  CHECK_THROWS_WITH(session.prefill(random_tokens(1, 5, 270)), "seen enough");
+  CHECK(session.n_past() == 0);
+  CHECK_THROWS_AS(Engine::create(model, {.mode = "exact", .observer = &fails}), std::invalid_argument);
+}
+
+TEST_CASE("observe: the plan reads like the model, and lint sees operands that are confused") {
+  for (const bool neuron_major : {true, false}) {
+    const auto model = load_tiny({.n_layer = 1, .dtype = DType::kQ8_0, .neuron_major = neuron_major});
+    const Plan plan = build_plan(model->config(), model->weights(),
+                                 {.max_rows = 8, .max_output_rows = 4, .max_positions = 64, .observe = true});
+    const std::string neuron_text =
+        "lane 0  detected = Detect(blk.0.ffn_gate.weight Q8_0; x_norm)\n"
+        "lane 0  y, h = SparseFfn(all units by detected; blk.0.ffn_gate.weight Q8_0, blk.0.ffn_up.weight Q8_0, "
+        "blk.0.ffn_down_t.weight Q8_0; x_norm)\n"
+        "lane 0  observed[0] = Observe(x_norm, detected, h)\n";
+    const std::string standard_text =
+        "lane 0  h = Activate(gate, up)\n"
+        "lane 0  observed[0] = Observe(x_norm, gate, h)\n"
+        "lane 0  y = MatMul(blk.0.ffn_down.weight Q8_0; h)\n";
+    CHECK(dump(plan).find(neuron_major ? neuron_text : standard_text) != std::string::npos);
+    const auto complains = [&](auto change) {
+      Plan changed = plan;
+      for (Step& step : changed.steps)
+        if (auto* o = std::get_if<op::Observe>(&step.op)) change(*o);
+      return !lint(changed).empty();
+    };
+    CHECK(complains([](op::Observe& o) { o.layer = 1; }));
+    CHECK(complains([](op::Observe& o) { o.layer = -1; }));
+    CHECK(complains([](op::Observe& o) { o.h = {}; }));
+    CHECK(complains([](op::Observe& o) { o.detected = o.in; }));
+    CHECK_FALSE(complains([](op::Observe&) {}));
+    if (!neuron_major) continue;
+    const auto wrong_ffn = [&](auto change) {
+      Plan changed = plan;
+      for (Step& step : changed.steps)
+        if (auto* o = std::get_if<op::SparseFfn>(&step.op)) change(*o);
+      return !lint(changed).empty();
+    };
+    CHECK(wrong_ffn([](op::SparseFfn& o) { o.h = o.detected; }));
+    CHECK(wrong_ffn([](op::SparseFfn& o) { o.h = o.in; }));
+    CHECK(wrong_ffn([](op::SparseFfn& o) { o.h = {}; }));
+  }
+}
+
+}  // namespace
