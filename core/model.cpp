@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "core/fingerprint.h"
 #include "core/gguf.h"
 #include "core/tokenizer_gguf.h"
 #include "core/weights.h"
@@ -82,6 +83,8 @@ uint64_t Model::size_bytes() const { return weights_->size_bytes; }
 
 std::string Model::chat_template() const { return file_->get_string("tokenizer.chat_template").value_or(""); }
 
+std::string Model::fingerprint() const { return hotset::fingerprint(*file_, config_); }
+
 Inspection inspect(const std::string& path) {
   const auto file = GgufFile::open(path);
   Inspection out;
@@ -103,6 +106,7 @@ Inspection inspect(const std::string& path) {
     const auto model = Model::load(path);
     const ModelConfig& config = model->config();
     out.runs = true;
+    out.fingerprint = model->fingerprint();
     out.verdict =
         cat(model->type_text(), ", activation ", activation_name(config.activation),
             config.activation_stated ? "" : " (not stated, the usual one)", ", ",

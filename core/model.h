@@ -42,6 +42,8 @@ class Model {
   uint64_t n_params() const;          // elements of all weights
   uint64_t size_bytes() const;        // bytes of all weights
   std::string chat_template() const;  // "" when the file has none
+  // 32 hexadecimal digits, the same for every type and layout of one model; see core/fingerprint.h. Reads all vectors.
+  std::string fingerprint() const;
 
  private:
   Model() = default;
@@ -69,6 +71,7 @@ struct Inspection {
   uint64_t n_params = 0;
   bool runs = false;
   std::string verdict;  // how it will run, or the error that says why not
+  std::string fingerprint;  // Model::fingerprint; "" when it does not run
 };
 
 // Throws Error or ModelFormatError only when the file cannot be read as GGUF at all.

@@ -159,6 +159,19 @@ void set_vocabulary(GgufWriter& writer, int64_t n_vocab) {
   writer.set_u32("tokenizer.ggml.unknown_token_id", static_cast<uint32_t>(data.unk_id));
 }
 
+// What the weights depend on before they are quantised and laid out: tells made-up models apart, whose norms are alike.
+std::string recipe(const SynthModel& model) {
+  const SynthSpec& spec = model.spec;
+  const SynthShape& shape = spec.shape;
+  char numbers[96];
+  std::snprintf(numbers, sizeof numbers, "%.17g %.17g %.17g", spec.sparsity, spec.skew_top, spec.skew_share);
+  std::string out = cat(spec.arch, " ", activation_name(model.activation), " ", spec.seed, " ", numbers);
+  for (const int64_t size : {shape.n_layer, shape.n_embd, shape.n_ff, shape.n_head, shape.n_head_kv, shape.head_dim,
+                             shape.n_rot, shape.n_vocab, shape.n_ctx})
+    out += cat(" ", size);
+  return out + (shape.tied ? " tied" : "");
+}
+
 void declare(GgufWriter& writer, const SynthModel& model) {
   writer.set_text("general.architecture", model.spec.arch);
   writer.set_text("general.name", model.name());
@@ -166,6 +179,7 @@ void declare(GgufWriter& writer, const SynthModel& model) {
   if (dtype_info(model.mixture->base).block_size > 1)
     writer.set_u32("general.quantization_version", kQuantizationVersion);
   if (model.spec.neuron_major) writer.set_text("hotset.layout", "neuron");
+  writer.set_text("hotset.synth", recipe(model));
   set_sizes(writer, model);
   set_vocabulary(writer, model.spec.shape.n_vocab);
   for (const SynthTensor& tensor : model.tensors) writer.add_tensor(tensor.name, tensor.dtype, tensor.shape);

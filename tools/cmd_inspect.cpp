@@ -31,7 +31,9 @@ std::string text_report(const Inspection& inspection) {
   for (const auto& [type, total] : totals_by_type(inspection)) {
     out += cat("          ", type, ": ", total.n_tensors, " tensors, ", bytes_text(total.n_bytes), "\n");
   }
-  out += cat(inspection.runs ? "runs      yes: " : "runs      no: ", printable(inspection.verdict), "\n\nmetadata\n");
+  out += cat(inspection.runs ? "runs      yes: " : "runs      no: ", printable(inspection.verdict), "\n");
+  if (inspection.runs) out += cat("model     fingerprint ", inspection.fingerprint, "\n");
+  out += "\nmetadata\n";
   for (const auto& entry : inspection.metadata) {
     out += cat("  ", printable(entry.key), " (", entry.type, ") = ", printable(entry.value), "\n");
   }
@@ -65,6 +67,7 @@ std::string json_report(const Inspection& inspection) {
   json.begin_object();
   json.field("path", inspection.path).field("file_bytes", inspection.file_bytes).field("version", inspection.version);
   json.field("n_params", inspection.n_params).field("runs", inspection.runs).field("verdict", inspection.verdict);
+  json.field("fingerprint", inspection.fingerprint);
   json.key("types").begin_object();
   for (const auto& [type, total] : totals_by_type(inspection)) {
     json.key(type).begin_object();
