@@ -105,10 +105,10 @@ struct SelectUnits {
   BufferId out;  // a buffer of kind kUnits
 };
 
-// The feed-forward network over units stored as rows: out (n_embd) = sum over the listed units u of h_u * down_t_u, plus
-// down_bias, where h_u = act(gate_u . in) * (up_u . in) or, without a gate, act(up_u . in). Units are summed in the
-// canonical order of kUnitRanges fixed ranges; a unit left out counts as h_u = 0. Without `units` every unit is summed,
-// and h of all units can be had as well.
+// The feed-forward network over units stored as rows: out (n_embd) = sum over the listed units u of h_u * down_t_u,
+// plus down_bias, where h_u = act(gate_u . in) * (up_u . in) or, without a gate, act(up_u . in). Units are summed in
+// the canonical order of kUnitRanges fixed ranges; a unit left out counts as h_u = 0. Without `units` every unit is
+// summed, and h of all units can be had as well.
 struct SparseFfn {
   Activation activation;
   WeightId gate, gate_bias;  // (n_embd, n_ff) and (n_ff); both optional
@@ -121,8 +121,8 @@ struct SparseFfn {
   BufferId h{};  // (n_ff) what weighs each unit's down row; optional, only without `units`
 };
 
-// Shows a layer's FFN to StepParams::observer, row by row: its input (n_embd), the detect values of all units (n_ff) and
-// their h (n_ff). Does nothing when nobody observes.
+// Shows a layer's FFN to StepParams::observer, row by row: its input (n_embd), the detect values of all units (n_ff)
+// and their h (n_ff). Does nothing when nobody observes.
 struct Observe {
   int64_t layer;
   BufferId in, detected, h;

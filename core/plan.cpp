@@ -48,8 +48,9 @@ class Printer {
             [&](const op::SparseFfn& o) {
               const std::string units =
                   cat(o.units ? b(o.units) : "all units", o.detected ? " by " + b(o.detected) : "");
-              return cat(b(o.out), o.h ? ", " + b(o.h) : "", " = SparseFfn(", units, "; ", o.gate ? w(o.gate) + plus(o.gate_bias) + ", " : "",
-                         w(o.up), plus(o.up_bias), ", ", w(o.down_t), plus(o.down_bias), "; ", b(o.in), ")");
+              const std::string gate = o.gate ? w(o.gate) + plus(o.gate_bias) + ", " : "";
+              return cat(b(o.out), o.h ? ", " + b(o.h) : "", " = SparseFfn(", units, "; ", gate, w(o.up),
+                         plus(o.up_bias), ", ", w(o.down_t), plus(o.down_bias), "; ", b(o.in), ")");
             },
             [&](const op::Observe& o) {
               return cat("observed[", o.layer, "] = Observe(", b(o.in), ", ", b(o.detected), ", ", b(o.h), ")");

@@ -168,7 +168,8 @@ void FfnListedPhase::run(int64_t task, int32_t worker, const StepContext& contex
   }
 }
 
-// All units are computed, because so many are active or because all are asked for: h of units [first, first + n) of every row, from their detect values.
+// All units are computed, because so many are active or because all are asked for: h of units [first, first + n) of
+// every row, from their detect values.
 void FfnListedPhase::compute_block(int64_t first, int64_t n, int32_t worker, const StepContext& context) const {
   multiply_units(context, shape_, shape_.up, shape_.up_bias, first, n, shape_.products, worker);
   for (int64_t row = 0; row < context.n_rows; ++row) {

@@ -4,14 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <mutex>
 
 #include "core/architecture.h"
-#include "core/device.h"
 #include "core/planner.h"
 #include "core/weights.h"
 #include "cpu/cpu_program.h"
 #include "cpu/reference.h"
+#include "tests/cpp/unit_recorder.h"
 #include "tests/cpp/util.h"
 
 namespace {
@@ -20,54 +19,7 @@ using namespace hotset;
 using namespace hotset::test;
 using Ids = std::vector<int32_t>;
 using Floats = std::vector<float>;
-
-// What was shown, by layer: rows one after the other in the order of the steps.
-class Recorder final : public UnitObserver {
- public:
-  struct Layer {
-    Floats in, detected, h;
-    std::vector<int> n_shown;  // per unit of a row
-  };
-  explicit Recorder(const ModelConfig& config)
-      : n_embd_(config.n_embd), n_ff_(config.n_ff), layers(static_cast<size_t>(config.n_layer)) {}
-
-  void begin_step(const std::vector<Row>& rows) override {
-    first_row_ = n_rows;
-    n_rows += rows.size();
-    for (const Row& row : rows) positions.push_back(row.position);
-    for (Layer& layer : layers) {
-      layer.in.resize(n_rows * n_embd());
-      for (Floats* each : {&layer.detected, &layer.h}) each->resize(n_rows * n_ff());
-      layer.n_shown.resize(n_rows * n_ff());
-    }
-  }
-  // Threads write to places of their own, which the thread sanitizer checks.
-  void observe(const ObservedUnits& units) override {
-    Layer& layer = layers[static_cast<size_t>(units.layer)];
-    for (int64_t row = 0; row < units.n_rows; ++row) {
-      const size_t to = first_row_ + static_cast<size_t>(row);
-      if (units.first_unit == 0)
-        std::copy_n(units.in + row * units.in_stride, n_embd_, layer.in.data() + to * n_embd());
-      for (int64_t unit = units.first_unit; unit < units.first_unit + units.n_units; ++unit) {
-        const size_t at = to * n_ff() + static_cast<size_t>(unit);
-        layer.detected[at] = units.detected[row * units.stride + unit];
-        layer.h[at] = units.h[row * units.stride + unit];
-        ++layer.n_shown[at];
-      }
-    }
-  }
-  size_t n_embd() const { return static_cast<size_t>(n_embd_); }
-  size_t n_ff() const { return static_cast<size_t>(n_ff_); }
-
- private:
-  int64_t n_embd_, n_ff_;
-  size_t first_row_ = 0;
-
- public:
-  size_t n_rows = 0;
-  std::vector<int32_t> positions;
-  std::vector<Layer> layers;
-};
+using Recorder = UnitRecorder;
 
 // Runs the tokens in pieces and returns the logits of every position.
 Floats all_logits(const std::shared_ptr<const Model>& model, const EngineOptions& options, const Ids& ids,
@@ -87,8 +39,9 @@ struct Family {
   const char* arch;
   Activation activation;
 };
-constexpr Family kFamilies[] = {{"llama", Activation::kRelu},  {"llama", Activation::kSilu}, {"llama", Activation::kDRelu},
-                                {"arcee", Activation::kRelu2}, {"opt", Activation::kRelu},   {"arcee", Activation::kSilu}};
+constexpr Family kFamilies[] = {{"llama", Activation::kRelu},  {"llama", Activation::kSilu},
+                                {"llama", Activation::kDRelu}, {"arcee", Activation::kRelu2},
+                                {"arcee", Activation::kSilu},  {"opt", Activation::kRelu}};
 
 TinySpec spec_of(const Family& family, DType dtype, bool neuron_major) {
   TinySpec spec{.arch = family.arch, .n_ctx = 96, .dtype = dtype, .neuron_major = neuron_major,

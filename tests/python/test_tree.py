@@ -10,7 +10,7 @@ SOURCES = {".h", ".cpp", ".cu", ".cuh", ".py", ".pyi"}
 FOLDERS = ["core", "cpu", "cuda", "python", "tools", "tests", "cmake"]
 MAX_LINES = 800
 GENERATED = {"core/unicode_tables.cpp"}  # by tools/gen_unicode_tables.py
-PUBLIC = {"core/engine.h", "core/error.h", "core/machine_rates.h"}
+PUBLIC = {"core/engine.h", "core/error.h", "core/machine_rates.h", "core/profile.h"}
 
 # docs/ARCHITECTURE.md, "Layers". A file belongs to the layer of its stem; the longest prefix counts.
 LAYERS = [
@@ -19,10 +19,10 @@ LAYERS = [
     ["arena", "mmap_file", "gguf", "topology", "machine_rates"],
     ["op", "device", "devices", "plan", "thread_pool"],
     ["architecture", "model_config", "weights", "tokenizer", "pre_tokenizer", "sampler",
-     "kv_cache", "model"],
+     "kv_cache", "model", "fingerprint"],
     ["planner", "executor", "relayout"],
-    ["engine", "generation", "kld", "perplexity", "quantize_mixture", "quantize_model", "scored_chunks", "synth",
-     "version"],
+    ["engine", "generation", "kld", "perplexity", "profile", "quantize_mixture", "quantize_model", "scored_chunks",
+     "synth", "version"],
 ]
 # What a layer of core/ may include: L3 knows no devices, so not L2.
 ALLOWED = {0: {0}, 1: {0, 1}, 2: {0, 1, 2}, 3: {0, 1, 3}, 4: {0, 1, 2, 3, 4}, 5: {0, 1, 2, 3, 4, 5}}
