@@ -46,6 +46,11 @@ void load_engine(NativeEngine* self, const std::string& path, const std::string&
   new (self) NativeEngine(std::move(model), std::move(engine));
 }
 
+// A special token of the vocabulary; None for one it lacks.
+std::optional<int32_t> token_or_none(int32_t id) { return id >= 0 ? std::optional(id) : std::nullopt; }
+
+const TokenizerData& vocabulary(const NativeEngine& self) { return self.model().tokenizer().data(); }
+
 std::vector<int32_t> tokenize(const NativeEngine& self, nb::bytes text, bool add_special, bool parse_special) {
   const std::string_view view(text.c_str(), text.size());
   ReleasedGil release;
@@ -158,6 +163,15 @@ void bind_engine(nb::module_& module) {
       .def("logits", &logits, nb::arg("tokens"), "Logits (n_tokens, n_vocab) of every position.")
       .def("stats", &stats, nb::sig("def stats(self) -> dict[str, typing.Any]"))
       .def("metadata", &metadata, "Tuples (key, type, value) of the file, as `hotset inspect` shows them.")
+      .def_prop_ro("fingerprint",
+                   [](const NativeEngine& self) {
+                     ReleasedGil release;
+                     return self.model().fingerprint();
+                   })
+      .def_prop_ro("chat_template", [](const NativeEngine& self) { return self.model().chat_template(); })
+      .def_prop_ro("bos_id", [](const NativeEngine& self) { return token_or_none(vocabulary(self).bos_id); })
+      .def_prop_ro("eos_id", [](const NativeEngine& self) { return token_or_none(vocabulary(self).eos_id); })
+      .def_prop_ro("adds_bos", [](const NativeEngine& self) { return vocabulary(self).add_bos; })
       .def_prop_ro("name", [](const NativeEngine& self) { return self.model().name(); })
       .def_prop_ro("n_vocab", [](const NativeEngine& self) { return self.model().config().n_vocab; });
 }

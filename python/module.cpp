@@ -96,6 +96,7 @@ NB_MODULE(_core, module) {
   bind_engine(module);
   bind_generation(module);
   bind_compare(module);
+  bind_profile(module);
 }
 
 }  // namespace hotset::python

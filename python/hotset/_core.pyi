@@ -33,6 +33,21 @@ class Engine:
         """Tuples (key, type, value) of the file, as `hotset inspect` shows them."""
 
     @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def chat_template(self) -> str: ...
+
+    @property
+    def bos_id(self) -> int | None: ...
+
+    @property
+    def eos_id(self) -> int | None: ...
+
+    @property
+    def adds_bos(self) -> bool: ...
+
+    @property
     def name(self) -> str: ...
 
     @property
@@ -55,3 +70,23 @@ class Generation:
 
 def kl_divergence(engine: Engine, tokens: Sequence[int], n_ctx: int) -> dict[str, Any]:
     """How far an engine's predictions are from dense ones on the same weights."""
+
+class Profiler:
+    """Counts the active units of a model. Used by one thread at a time."""
+
+    def __init__(self, engine: Engine, *, kv_type: str, n_ctx: int, n_threads: int, n_batch: int, n_samples: int) -> None: ...
+
+    def calibrate(self, sequences: Sequence[Sequence[int]], share: float) -> None: ...
+
+    def add(self, sequences: Sequence[Sequence[int]]) -> None: ...
+
+    @property
+    def n_tokens(self) -> int: ...
+
+    def down_norms(self) -> Annotated[NDArray[numpy.float64], dict(shape=(None, None), order='C')]:
+        """Lengths of the down rows (n_layer, n_ff)."""
+
+    def state(self) -> dict[str, Any]:
+        """What was counted, by the names of restore()."""
+
+    def restore(self, *, n_tokens: int, counts: Annotated[NDArray[numpy.uint64], dict(shape=(None, None), order='C', device='cpu', writable=False)], h_sums: Annotated[NDArray[numpy.float64], dict(shape=(None, None), order='C', device='cpu', writable=False)], overlaps: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], thresholds: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], sample_tokens: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], sample_inputs: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], sample_masks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None), order='C', device='cpu', writable=False)]) -> None: ...

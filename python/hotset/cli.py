@@ -18,10 +18,16 @@ if TYPE_CHECKING:
 BINARY = Path(__file__).parent / "bin" / "hotset"
 
 # Subcommands of this half: name -> what it does. They are modules with add_arguments(parser) and main(args).
-PYTHON_COMMANDS = {"convert": "Hugging Face checkpoint to GGUF"}
+PYTHON_COMMANDS = {
+    "convert": "Hugging Face checkpoint to GGUF",
+    "profile": "activation statistics of a model over texts",
+}
+
+# Modules of subcommands that are not called as the command.
+_MODULES = {"profile": "offline.profile_command"}
 
 # Subcommands of the design that this version does not have.
-LATER_COMMANDS = ("chat", "place", "profile", "report", "serve", "train-predictor")
+LATER_COMMANDS = ("chat", "place", "report", "serve", "train-predictor")
 
 # Flags whose value is any text, so that `-p -hf` is not taken for a repository.
 _TEXT_FLAGS = ("-p", "--prompt")
@@ -124,7 +130,7 @@ def _run_python(command: str, args: Sequence[str]) -> int:
             expected = f"those of {self.prog} --help"
             raise SystemExit(_usage(self.prog, "arguments", expected, message, _hint(self, message)))
 
-    module = importlib.import_module(f".{command.replace('-', '_')}", __package__)
+    module = importlib.import_module(f".{_MODULES.get(command, command)}", __package__)
     parser = Parser(prog=f"hotset {command}", description=PYTHON_COMMANDS[command], allow_abbrev=False)
     module.add_arguments(parser)
     run: Callable[[argparse.Namespace], int | None] = module.main

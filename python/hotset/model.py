@@ -325,6 +325,12 @@ class Model:
         return dict(self._metadata)
 
     @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits that all files of this model share, whatever their type and layout, and no other model
+        has. Statistics and sidecars name their model by it."""
+        return self._open_engine().fingerprint
+
+    @property
     def closed(self) -> bool:
         """Whether the model was closed."""
         return self._engine is None

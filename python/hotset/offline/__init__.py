@@ -1,0 +1,30 @@
+"""The offline phase: what is measured and decided before a model runs. docs/OFFLINE.md is its guide.
+
+`profile` counts on real texts which units of a model are active: `texts` reads them, `profiler` runs the model,
+`statistics` keeps the result, `npz` reads and writes its file.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .profiler import Progress, profile
+    from .statistics import Statistics
+
+__all__ = ["Progress", "Statistics", "profile"]
+
+_HOMES = {"Progress": "profiler", "Statistics": "statistics", "profile": "profiler"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports public names on first use: they need NumPy and the native module."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
