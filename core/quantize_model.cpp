@@ -14,6 +14,7 @@
 #include "core/quantize_mixture.h"
 #include "core/thread_pool.h"
 #include "core/topology.h"
+#include "core/unit_order.h"
 
 namespace hotset {
 namespace {
@@ -35,6 +36,9 @@ struct TensorJob {
   Shape shape;
   bool transpose = false;
   bool copy = false;  // the bytes as they are; `type` is then the input's
+  const int32_t* order = nullptr;  // which of the input's units comes next; nullptr: all in order
+  // Elements of a unit in the input: a row of a matrix, one number of a vector.
+  int64_t unit_size() const { return from->shape.n_dims == 1 ? 1 : from->shape.ne[0]; }
 };
 
 // A part of a tensor: elements of the input in order, or, transposed, columns of the input.
@@ -92,7 +96,8 @@ class JobPlanner {
       : file_(file),
         options_(options),
         mixture_(*find_mixture(options.type)),
-        model_(mixture_model(file, options.pure)) {}
+        model_(mixture_model(file, options.pure)),
+        orders_(file, options.unit_order) {}
 
   std::vector<TensorJob> plan() const {
     std::vector<TensorJob> jobs;
@@ -113,6 +118,7 @@ class JobPlanner {
       job.type = DType::kF32;
     }
     job.copy = !job.transpose && static_cast<uint32_t>(job.type) == tensor.type;
+    job.order = orders_.of(tensor);
     if (!job.copy && !dtype_has_codec(static_cast<DType>(tensor.type)))
       fail_type(tensor, dtype_name(static_cast<DType>(tensor.type)));
     return job;
@@ -153,6 +159,7 @@ class JobPlanner {
   const QuantizeOptions& options_;
   const Mixture& mixture_;
   const MixtureModel model_;
+  const UnitOrders orders_;
 };
 
 // Everything the input says about itself, but for what changes.
@@ -166,12 +173,21 @@ void set_metadata(GgufWriter& writer, const GgufFile& file, const Mixture& mixtu
   if (neuron_major) writer.set_text("hotset.layout", "neuron");
 }
 
+// Bytes of a unit in the input.
+size_t unit_bytes(const TensorJob& job) { return row_bytes(static_cast<DType>(job.from->type), job.unit_size()); }
+
+// As many elements or bytes as about `step` that are whole units of `unit`.
+int64_t whole_units(int64_t step, int64_t unit) { return std::max<int64_t>(step / unit, 1) * unit; }
+
 void append_chunks(const TensorJob& job, std::vector<Chunk>& chunks) {
   const Shape& from = job.from->shape;
   int64_t end = from.n_elements(), step = kChunkElements;
   if (job.copy) {
     end = static_cast<int64_t>(job.from->n_bytes);
     step = kCopyBytes;
+    if (job.order) step = whole_units(step, static_cast<int64_t>(unit_bytes(job)));
+  } else if (job.order && !job.transpose) {
+    step = whole_units(step, job.unit_size());
   } else if (job.transpose) {  // whole blocks of the input, about as many elements
     const int64_t block = std::max<int64_t>(kTileRows, dtype_info(static_cast<DType>(job.from->type)).block_size);
     end = from.ne[0];
@@ -188,6 +204,7 @@ class ChunkConverter {
   void convert(const Chunk& chunk, std::vector<std::byte>& out) {
     const TensorJob& job = *chunk.job;
     const GgufTensor& from = *job.from;
+    if (job.copy && job.order) return copy_units(chunk, out);
     if (job.copy) {
       out.assign(from.data + chunk.begin, from.data + chunk.end);
       return;
@@ -197,6 +214,8 @@ class ChunkConverter {
     const auto type = static_cast<DType>(from.type);
     if (job.transpose)
       read_columns(chunk);
+    else if (job.order)
+      read_units(chunk);
     else
       dequantize_row(type, from.data + row_bytes(type, chunk.begin), n, values_.data());
     check_values(job);
@@ -205,18 +224,41 @@ class ChunkConverter {
   }
 
  private:
+  static void copy_units(const Chunk& chunk, std::vector<std::byte>& out) {
+    const TensorJob& job = *chunk.job;
+    const size_t n_bytes = unit_bytes(job);
+    out.clear();
+    for (int64_t at = chunk.begin; at < chunk.end; at += static_cast<int64_t>(n_bytes)) {
+      const int32_t number = job.order[at / static_cast<int64_t>(n_bytes)];
+      const std::byte* const unit = job.from->data + n_bytes * static_cast<size_t>(number);
+      out.insert(out.end(), unit, unit + n_bytes);
+    }
+  }
+
+  void read_units(const Chunk& chunk) {
+    const TensorJob& job = *chunk.job;
+    const int64_t n = job.unit_size();
+    for (int64_t at = chunk.begin; at < chunk.end; at += n)
+      dequantize_row(static_cast<DType>(job.from->type),
+                     job.from->data + unit_bytes(job) * static_cast<size_t>(job.order[at / n]), n,
+                     values_.data() + (at - chunk.begin));
+  }
+
   // values_ becomes the columns of the chunk as rows, a few input rows at a time.
   void read_columns(const Chunk& chunk) {
     const GgufTensor& from = *chunk.job->from;
+    const int32_t* const order = chunk.job->order;
     const auto type = static_cast<DType>(from.type);
     const int64_t n_columns = chunk.end - chunk.begin, n_rows = from.shape.ne[1];
     const size_t stride = row_bytes(type, from.shape.ne[0]);
     tile_.resize(static_cast<size_t>(kTileRows * n_columns));
     for (int64_t first = 0; first < n_rows; first += kTileRows) {
       const int64_t n_tile = std::min(kTileRows, n_rows - first);
-      for (int64_t r = 0; r < n_tile; ++r)
-        dequantize_row(type, from.data + static_cast<size_t>(first + r) * stride + row_bytes(type, chunk.begin),
-                       n_columns, tile_.data() + r * n_columns);
+      for (int64_t r = 0; r < n_tile; ++r) {
+        const int64_t row = order ? order[first + r] : first + r;
+        dequantize_row(type, from.data + static_cast<size_t>(row) * stride + row_bytes(type, chunk.begin), n_columns,
+                       tile_.data() + r * n_columns);
+      }
       for (int64_t c = 0; c < n_columns; ++c)
         for (int64_t r = 0; r < n_tile; ++r)
           values_[static_cast<size_t>(c * n_rows + first + r)] = tile_[static_cast<size_t>(r * n_columns + c)];
@@ -336,6 +378,7 @@ QuantizeResult quantize_model(const std::string& input, const std::string& outpu
                                         [](const TensorJob& job) { return job.name.ends_with(".ffn_down_t.weight"); });
   GgufWriter writer(output);
   set_metadata(writer, *file, *find_mixture(options.type), neuron_major);
+  if (!options.unit_order.empty()) set_unit_order(writer, *file, options.unit_order);
   QuantizeResult result;
   for (const TensorJob& job : jobs) {
     writer.add_tensor(job.name, job.type, job.shape);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "core/log.h"
 
@@ -13,11 +14,19 @@ struct QuantizeOptions {
   std::string type;               // q8_0, q4_0, q4_k_s, q4_k_m, q5_k_s, q5_k_m, q6_k, f16, bf16, f32 in any case
   std::string layout = "neuron";  // "neuron": ffn_down_t, a unit is one row; "gguf": ffn_down
   bool pure = false;              // one type throughout, instead of llama.cpp's mixture
+  // For each layer the numbers of its units in the order in which they are written, hottest first say. Empty = as they
+  // are. The input has its down projections as rows of units (ffn_down_t). Kept in the file as `hotset.unit_order`.
+  std::vector<std::vector<int32_t>> unit_order{};
   int32_t n_threads = 0;          // 0 = one per physical core
   LogSink log{};                  // which tensors got another type than the mixture's, and why
   std::function<void(uint64_t, uint64_t)> progress{};  // (elements done, elements); on the calling thread
   std::function<bool()> stop{};                        // true ends with CancelledError; asked as often
 };
+
+// The order of units in a sidecar of `model`: its tensors `blk.N.unit_of_slot`. Throws Error (files that cannot be
+// read, a sidecar of another model), ModelFormatError (a sidecar without an order, or with something else in its
+// place).
+std::vector<std::vector<int32_t>> read_unit_order(const std::string& sidecar, const std::string& model);
 
 struct QuantizeResult {
   uint64_t input_bytes = 0;  // of the files

@@ -21,7 +21,7 @@ void declare(Args& args, QuantizeFlags& flags) {
               "reads it",
               flags.options.layout);
   args.flag("--pure", "one type throughout, not llama.cpp's mixture", flags.options.pure);
-  args.text("--order", "STATS", "units hottest first (not in this version)", flags.order);
+  args.text("--order", "FILE", "units hottest first, by a sidecar of IN, whose units are rows", flags.order);
   args.integer("-t,--threads", "CPU threads; 0 = one per core", flags.n_threads, kThreadRange);
 }
 
@@ -37,9 +37,9 @@ void check(const Args& args, const QuantizeFlags& flags) {
       throw UsageError(error_text("quantize", cat("bad value of ", name), "a name", "nothing", "correct the value"));
     }
   }
-  if (!flags.order.empty()) {
-    throw UsageError(error_text("quantize", "--order is not in this version", "no --order", quoted(flags.order),
-                                "leave it out, or use a newer version when there is one"));
+  if (flags.order.ends_with(".npz")) {
+    throw UsageError(error_text("quantize", "--order", "a sidecar of IN", quoted(flags.order),
+                                "pip install hotset: its command takes statistics too"));
   }
 }
 
@@ -74,6 +74,7 @@ int cmd_quantize(const Words& words) {
     write_note((level == LogLevel::kWarning ? "warning: " : "") + line);
   };
   if (stderr_is_terminal()) flags.options.progress = [&](uint64_t done, uint64_t total) { bar.show(done, total); };
+  if (args.given("--order")) flags.options.unit_order = read_unit_order(flags.order, flags.input);
   const Stopwatch watch;
   const QuantizeResult result = quantize_model(flags.input, flags.output, flags.options);
   write_note(text_of("quantize: %s -> %s, %.2f bits per weight, %.1f s", bytes_text(result.input_bytes).c_str(),

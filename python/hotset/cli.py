@@ -62,6 +62,8 @@ def _dispatch(args: list[str]) -> int:
             return _usage("hotset", "command", "a known one", command, f"did you mean {near[0]}?")
     if command in ("", "-h", "--help", "help"):
         return _help(args)
+    if command == "quantize":
+        args = with_unit_order(args)
     return _run_native(with_local_models(args))
 
 
@@ -79,6 +81,30 @@ def with_local_models(args: Sequence[str]) -> list[str]:
         else:
             out.append(arg)
     return out
+
+
+def with_unit_order(args: Sequence[str]) -> list[str]:
+    """Replaces `--order STATS.npz` by a sidecar in memory, which lives as long as the process."""
+    out: list[str] = []
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        if flag == "--order" and equals:
+            out += [flag, _sidecar_of(value)]
+        else:
+            out.append(_sidecar_of(arg) if out[-1:] == ["--order"] else arg)
+    return out
+
+
+def _sidecar_of(path: str) -> str:
+    if not path.endswith(".npz"):
+        return path
+    from .offline.statistics import Statistics
+    from .offline.unit_order import sidecar_bytes
+
+    handle = os.memfd_create("unit-order", 0)  # without MFD_CLOEXEC: for the binary
+    with os.fdopen(handle, "wb", closefd=False) as file:
+        file.write(sidecar_bytes(Statistics.load(path)))
+    return f"/proc/self/fd/{handle}"
 
 
 def _next(rest: object) -> list[str]:

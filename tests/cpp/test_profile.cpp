@@ -139,8 +139,10 @@ TEST_CASE("profile: counts, sums and overlap are those of a count by hand") {
                 CHECK(std::accumulate(counts.begin(), counts.end(), uint64_t{0}) > 500);
                 CHECK(expected.layers[1].overlap > 100);
                 const std::vector<std::vector<double>> norms = slow_norms(*model);
-                for (size_t i = 0; i < 2 * 141; ++i)
-                  CHECK(profiler.down_norms()[i / 141][i % 141] == doctest::Approx(norms[i / 141][i % 141]).epsilon(1e-12));
+                for (size_t i = 0; i < 2 * 141; ++i) {
+                  const double norm = profiler.down_norms()[i / 141][i % 141];
+                  CHECK(norm == doctest::Approx(norms[i / 141][i % 141]).epsilon(1e-12));
+                }
               }
               check_equal(profiler.state(), expected);
             }

@@ -62,7 +62,7 @@ def test_no_command_shows_the_usage_and_fails(hotset):
         (["logits", "--token", "1"], b"did you mean --tokens?"),
         (["chat"], b"pip install hotset"),
         (["serve", "--port", "1"], b"pip install hotset"),
-        (["quantize", "a", "b", "q8_0", "--order", "s.npz"], b"not in this version"),
+        (["quantize", "a", "b", "q8_0", "--order", "s.npz"], b"pip install hotset"),
         (["plan"], b"not in this version"),
         (["bench", "--machine", "-p", "1"], b"contradicting flags"),
         (["bench", "--machine", "-d", "1"], b"contradicting flags"),

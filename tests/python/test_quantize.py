@@ -354,7 +354,7 @@ def test_values_that_do_not_fit_are_refused(hotset, tmp_path, value):
         (["IN", "", "q8_0"], b"OUT"),
         (["IN", "OUT", "q8_0", "more"], b"unexpected argument"),
         (["IN", "OUT", "q8_0", "--layout", "wide"], b"neuron|gguf"),
-        (["IN", "OUT", "q8_0", "--order", "stats.npz"], b"not in this version"),
+        (["IN", "OUT", "q8_0", "--order", "stats.npz"], b"pip install hotset"),
         (["IN", "OUT", "q8_0", "-t", "-1"], b"0 to 1024"),
         (["IN", "IN", "q8_0"], b"another file"),
     ],

@@ -22,7 +22,7 @@ LAYERS = [
      "kv_cache", "model", "fingerprint"],
     ["planner", "executor", "relayout"],
     ["engine", "generation", "kld", "perplexity", "profile", "quantize_mixture", "quantize_model", "scored_chunks",
-     "synth", "version"],
+     "synth", "unit_order", "version"],
 ]
 # What a layer of core/ may include: L3 knows no devices, so not L2.
 ALLOWED = {0: {0}, 1: {0, 1}, 2: {0, 1, 2}, 3: {0, 1, 3}, 4: {0, 1, 2, 3, 4}, 5: {0, 1, 2, 3, 4, 5}}
