@@ -131,6 +131,20 @@ void add_rows(const float* a, const float* b, int64_t n, float* out) {
   map_rows(a, b, n, out, [](Vec x, Vec y) { return add(x, y); });
 }
 
+void plane_margins(const MarginArgs& args) {
+  const Vec sum = splat(args.sum), slack = splat(args.slack);
+  const auto margin = [&](int64_t i, auto load_part) {
+    const Vec bias = args.bias != nullptr ? load_part(args.bias + i) : zero();
+    const Vec least = fused(load_part(args.low + i), sum, fused(load_part(args.error + i), slack, bias));
+    return fused(load_part(args.step + i), load_part(args.margins + i), least);
+  };
+  int64_t i = 0;
+  for (; i + kWidth <= args.n; i += kWidth) store(args.margins + i, margin(i, [](const float* at) { return load(at); }));
+  const int64_t rest = args.n - i;
+  if (rest > 0)
+    store_some(args.margins + i, margin(i, [rest](const float* at) { return load_some(at, rest); }), rest);
+}
+
 // The body of fill_float_<isa>.
 inline void fill_float(Kernels& table) {
   table.dot_rows[kWeightF32] = dot_rows<WeightF32>;
@@ -164,6 +178,7 @@ inline void fill_float(Kernels& table) {
   table.relu_mul = relu_mul;
   table.silu = silu_row;
   table.relu = relu_row;
+  table.plane_margins = plane_margins;
   table.select_units = select_units;
   table.add = add_rows;
   table.attend_chunk = attend_chunk;

@@ -14,6 +14,9 @@
 //    lane[b % 16] = fma(d_s * d_a, float(s), lane[b % 16]), then fma(-d_m, d_a * float(s_a), lane[b % 16]), products
 //    rounded to float. Q6_K: s the exact int32 sum c0 * s0 + c1 * s1 over the two halves of the block with their int8
 //    scales (|s| < 2^24); lane[b % 16] = fma(d * d_a, float(s), lane[b % 16]). In order of b; same tree.
+//  - dot of bit planes (core/bit_planes.h): s the exact int32 sum of code * a over part i of block b, its columns
+//    4 i .. 4 i + 3; lane[b % 2 * 8 + i] = fma(d_a, float(s), lane[..]) in order of b; same tree. Blocks of 32 columns of
+//    the activation, whose last one may be filled up with zeros.
 //  - weighted row sum (down pass): acc[c] = fma(h[u], w[u][c], acc[c]) in order of u, w widened to float: exactly
 //    (f16 scale times integers is exact in float), but for Q4_K and Q5_K w = fma(d_s, q, -d_m), rounded once.
 //  - element-wise functions (exp, silu) are polynomials over fma, the same operations per element everywhere.
@@ -99,6 +102,26 @@ struct RowSumArgs {
   int64_t acc_stride;
 };
 
+// out[a * out_stride + r] = dot of the codes of row first_row + r and activation a, for r < n_rows, a < n_acts.
+struct PlaneDotArgs {
+  WeightRows w;  // rows as encode_planes writes them; n columns, of which the activations hold whole blocks
+  int64_t first_row;
+  int64_t n_rows;
+  const ActivationRow* acts;  // q, scale
+  int64_t n_acts;
+  float* out;
+  int64_t out_stride;
+};
+
+// margins[i] = fma(step[i], margins[i], fma(low[i], sum, fma(error[i], slack, bias[i]))); without a bias 0 stands for it.
+struct MarginArgs {
+  const float *low, *step, *error, *bias;
+  float sum;    // of the activation's q * scale
+  float slack;  // how much of its error a unit is given
+  int64_t n;
+  float* margins;  // in: the dots of the codes
+};
+
 // One chunk of attention for queries that share a KV head. For query i, with position t visible when
 // begin[i] <= t < end[i] (indices within the chunk):
 //   s[t] = softcap(scale * dot(q_i, k_t)), m = max s (NaN left out, +0 for either zero), p[t] = exp(s[t] - m),
@@ -142,6 +165,10 @@ struct Kernels {
   size_t (*float_gemm_scratch_bytes)();
 
   void (*row_sum[kNWeightTypes])(const RowSumArgs& args);
+
+  // By the number of bits - 1. Rows are streamed once for every few activations.
+  void (*plane_dots[3])(const PlaneDotArgs& args);
+  void (*plane_margins)(const MarginArgs& args);
 
   // Weights to float as in row_sum.
   void (*dequantize_row[kNWeightTypes])(const std::byte* row, int64_t n, float* out);

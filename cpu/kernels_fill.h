@@ -24,4 +24,9 @@ void fill_block_k_avx512(Kernels& table);
 // gemm of all block types and gemm_scratch_bytes, in place of those of AVX-512: cpu/block_amx.cpp.
 void fill_block_amx(Kernels& table);
 
+// plane_dots: cpu/plane_<isa>.cpp.
+void fill_plane_generic(Kernels& table);
+void fill_plane_avx2(Kernels& table);
+void fill_plane_avx512(Kernels& table);
+
 }  // namespace hotset::cpu

@@ -6,6 +6,8 @@
 #include <limits>
 #include <vector>
 
+#include "core/bit_planes.h"
+
 namespace hotset::cpu::reference {
 namespace {
 
@@ -133,6 +135,12 @@ double dot(WeightType type, const std::byte* row, int64_t n, const ActivationRow
 double dot_magnitude(WeightType type, const std::byte* row, int64_t n, const ActivationRow& a) {
   double sum = 0.0;
   for (int64_t i = 0; i < n; ++i) sum += std::fabs(weight_at(type, row, i) * activation_at(type, a, i));
+  return sum;
+}
+
+double plane_dot(const std::byte* row, int n_bits, int64_t n, const ActivationRow& a) {
+  double sum = 0.0;
+  for (int64_t i = 0; i < n; ++i) sum += plane_code(row, n_bits, i) * activation_at(kWeightQ8_0, a, i);
   return sum;
 }
 

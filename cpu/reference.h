@@ -30,6 +30,9 @@ double dot(WeightType type, const std::byte* row, int64_t n, const ActivationRow
 // Sum of |weight * activation|: error bounds of a dot are proportional to it.
 double dot_magnitude(WeightType type, const std::byte* row, int64_t n, const ActivationRow& a);
 
+// Dot of the codes of a row of bit planes and an activation (q * scale).
+double plane_dot(const std::byte* row, int n_bits, int64_t n, const ActivationRow& a);
+
 // Kernels::row_sum onto `acc` (n_acts, n_cols) of doubles; args.acc is not touched.
 void row_sum(WeightType type, const RowSumArgs& args, double* acc);
 

@@ -31,7 +31,7 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 const uint32_t kSeed = 20240607;
 
-const std::vector<Kernels>& tables() {
+inline const std::vector<Kernels>& tables() {
   static const std::vector<Kernels> all = [] {
     std::vector<Kernels> list(1);
     list[0].isa = "generic";
@@ -322,13 +322,13 @@ constexpr WeightType kTypes[] = {kWeightQ8_0, kWeightQ4_0, kWeightQ4_K, kWeightQ
 constexpr int64_t kLengths[] = {32, 64, 224, 256, 288, 480, 512, 544, 992, 2048 + 32};
 
 // The least possible length of a row that is no less than n.
-int64_t length_of(WeightType type, int64_t n) {
+inline int64_t length_of(WeightType type, int64_t n) {
   const int64_t step = row_multiple(type);
   return (n + step - 1) / step * step;
 }
 
 // Lengths of rows to try: for K types odd and even numbers of super-blocks.
-std::vector<int64_t> lengths(WeightType type) {
+inline std::vector<int64_t> lengths(WeightType type) {
   if (row_multiple(type) == kSuperBlock) return {256, 512, 768, 2048 + 256};
   return {std::begin(kLengths), std::end(kLengths)};
 }
