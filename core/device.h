@@ -34,6 +34,7 @@ struct ObservedUnits {
   int64_t in_stride;
   const float *detected, *h;  // (n_rows, n_ff), rows `stride` floats apart
   int64_t stride;
+  const float* margins = nullptr;  // as h, where the plan predicts
 };
 
 // Sees every unit of every row. For one layer after the other observe() is called by several threads at a time, each

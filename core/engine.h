@@ -48,16 +48,20 @@ struct EngineOptions {
   int32_t n_sequences = 0;       // sequences that may be open at n_ctx each; 0 = no fixed number, memory is the limit
   std::string kv_type = "auto";  // "f16", "f32", "auto": f32 for models whose weights are all F32, else f16; or "q8_0":
                                  // half of f16's memory, heads of a multiple of 32 elements
-  // "dense" | "exact": skip inactive units, same results (on a standard file, as after `hotset quantize`) | "auto":
-  // exact where the activation makes zeros
+  // "dense" | "exact": skip inactive units, same results (on a standard file, as after `hotset quantize`) | "predict": do
+  // not even look at units that a predictor rules out, at a measured loss | "auto": exact where the activation makes zeros
   std::string mode = "auto";
+  // With mode "predict": "bit_planes:BITS" or "bit_planes:BITS:Z", see parse_predictor; "" = that of the sidecar.
+  std::string predictor{};
+  // File with what the offline phase found out; "auto" = the one beside the model where there is one, "none".
+  std::string sidecar = "auto";
   std::string device = "auto";   // "auto" | "cpu" | "cuda"
   std::string isa{};             // "" = best here (or HOTSET_ISA), "generic", "avx2", "avx512"; "amx" when named
   // Weights that this engine of the same model laid out anew at load are used, in dense mode too: dense results on the
   // very weights of an exact engine. nullptr = the file's, laid out anew where the mode needs it.
   std::shared_ptr<const Engine> weights_from{};
-  // Sees every unit of every row (core/device.h) and must outlive the engine. All units are computed: mode dense or
-  // auto.
+  // Sees every unit of every row (core/device.h) and must outlive the engine. All units are computed: mode dense, auto or,
+  // to see the margins of a predictor too, predict.
   UnitObserver* observer = nullptr;
   LogSink log{};
 };
@@ -67,6 +71,7 @@ struct EngineInfo {
   std::string device;   // "cpu"
   std::string isa;      // kernels in use
   std::string mode;     // mode in effect
+  std::string predictor;  // "bit_planes:2", "low_rank", "mlp"; "" in other modes
   std::string kv_type;  // type in effect
   // Threads asked for; no more than there are processors compute.
   int32_t n_threads = 0;
@@ -75,6 +80,9 @@ struct EngineInfo {
   uint64_t relayout_bytes = 0;          // made at load for sparse execution, in place of as much of the mapped file
   uint64_t weight_bytes_per_token = 0;  // read by one dense decode token
   uint64_t skippable_bytes_per_token = 0;  // part of it that exact mode reads for active units only
+  uint64_t detect_bytes_per_token = 0;     // part of it that predict mode reads for candidates only
+  uint64_t predictor_bytes = 0;            // made at load for predict mode
+  uint64_t predictor_bytes_per_token = 0;  // what predict mode reads besides
   uint64_t kv_bytes_per_position = 0;
   uint64_t buffer_bytes = 0;  // activations and scratch
 };
@@ -94,7 +102,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   const Model& model() const;
   EngineInfo info() const;
-  UnitCounts unit_counts() const;  // of exact steps since the engine was made
+  UnitCounts unit_counts() const;  // of exact and predict steps since the engine was made
   Session open_session();
 
   // Tokens to add to one session in a step, and which of their logits are wanted.

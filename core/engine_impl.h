@@ -11,6 +11,7 @@
 #include "core/engine.h"
 #include "core/executor.h"
 #include "core/kv_cache.h"
+#include "core/predictor.h"
 #include "core/relayout.h"
 
 namespace hotset {
@@ -64,6 +65,7 @@ class EngineImpl {
 
   const Weights& weights() const;
   std::shared_ptr<const Relayout> choose_weights(const EngineOptions& options) const;
+  std::unique_ptr<const Predictor> make_predictor(const EngineOptions& options) const;
   Plan make_plan(const EngineOptions& options) const;
   int64_t affordable_rows(const Plan& plan) const;
   void check(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states) const;
@@ -77,6 +79,7 @@ class EngineImpl {
   std::mutex blocks_mutex_;  // held shortly: guards pool_ and slabs_; a running step touches only its own blocks
   std::unique_ptr<Device> device_;
   std::shared_ptr<const Relayout> relayout_;  // the weights that plans use, unless they are the file's
+  std::unique_ptr<const Predictor> predictor_;  // mode predict
   std::unique_ptr<Executor> executor_;
   bool exact_ = false;  // inactive units are skipped
   DType kv_type_ = DType::kF16;

@@ -1,6 +1,7 @@
 // What an engine is made of: its options checked, the device chosen, the plan built for the memory there is.
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <thread>
 
 #include "core/devices.h"
@@ -31,11 +32,11 @@ void check_options(const EngineOptions& options) {
     fail_option("n_ctx", "0 (as the model) to 2^30", cat(options.n_ctx));
   if (options.n_batch < 1 || options.n_batch > 65536) fail_option("n_batch", "1 to 65536", cat(options.n_batch));
   if (options.n_sequences < 0) fail_option("n_sequences", "0 (no limit) or more", cat(options.n_sequences));
-  if (options.mode == "predict")
-    throw UnsupportedModelError(error_text("engine", "mode", "auto, exact or dense (predict is not in this version)",
-                                           quoted(options.mode), "use --mode exact"));
-  if (options.mode != "auto" && options.mode != "dense" && options.mode != "exact")
+  if (options.mode != "auto" && options.mode != "dense" && options.mode != "exact" && options.mode != "predict")
     fail_option("mode", "auto, dense, exact or predict", quoted(options.mode));
+  if (!options.predictor.empty() && options.mode != "predict")
+    throw std::invalid_argument(error_text("engine", "predictor", "none, or mode predict", "mode " + quoted(options.mode),
+                                           "add --mode predict or drop the predictor"));
   if (options.kv_type != "auto" && options.kv_type != "f16" && options.kv_type != "f32" && options.kv_type != "q8_0")
     fail_option("kv_type", "auto, f16, q8_0 or f32", quoted(options.kv_type));
   if (options.pin != "auto" && options.pin != "on" && options.pin != "off")
@@ -50,14 +51,13 @@ void check_options(const EngineOptions& options) {
 // Whether inactive units are skipped: where the activation makes exact zeros, unless dense is asked for.
 bool skips_units(const EngineOptions& options, const ModelConfig& config) {
   if (options.observer && options.mode == "exact")
-    fail_option("mode", "dense or auto when units are observed", quoted(options.mode));
-  if (options.observer) return false;
+    fail_option("mode", "dense, auto or predict when units are observed", quoted(options.mode));
   const bool sparse = is_sparse(config.activation);
-  if (options.mode == "exact" && !sparse)
-    throw UnsupportedModelError(error_text("engine", "mode exact", "an activation that makes exact zeros",
+  if ((options.mode == "exact" || options.mode == "predict") && !sparse)
+    throw UnsupportedModelError(error_text("engine", "mode " + options.mode, "an activation that makes exact zeros",
                                            quoted(activation_name(config.activation)),
                                            "use --mode dense, or --activation when the file is wrong"));
-  return sparse && options.mode != "dense";
+  return sparse && options.mode != "dense" && !options.observer;
 }
 
 // The one environment variable of the library: HOTSET_ISA names the instruction set when the options do not.
@@ -83,7 +83,7 @@ const char* kv_type_name(DType dtype) {
 }
 
 // No more than there are processors.
-int32_t relayout_threads(int32_t n_threads) {
+int32_t load_threads(int32_t n_threads) {
   return std::clamp<int32_t>(n_threads, 1, std::max<int32_t>(1, static_cast<int32_t>(std::thread::hardware_concurrency())));
 }
 
@@ -127,6 +127,7 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
   memory_limit_ = physical_memory_bytes();
   device_ = make_device(options);
   relayout_ = choose_weights(options);
+  if (options.mode == "predict") predictor_ = make_predictor(options);
   executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get()}, make_plan(options));
   const int64_t blocks_each = (n_ctx_ + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions;
   pool_ = std::make_unique<KvBlockPool>(options.n_sequences > 0 ? blocks_each * options.n_sequences : INT32_MAX);
@@ -142,7 +143,28 @@ std::shared_ptr<const Relayout> EngineImpl::choose_weights(const EngineOptions& 
     if (options.weights_from->impl_->relayout_) return options.weights_from->impl_->relayout_;
   }
   if (!exact_) return nullptr;
-  return std::make_shared<Relayout>(*model, relayout_threads(device_->info().n_threads), options.log);
+  return std::make_shared<Relayout>(*model, load_threads(device_->info().n_threads), options.log);
+}
+
+// The predictor that the options name, else that of the sidecar.
+std::unique_ptr<const Predictor> EngineImpl::make_predictor(const EngineOptions& options) const {
+  PredictorSpec spec;
+  if (!options.predictor.empty()) {
+    spec = parse_predictor(options.predictor, model->config().n_layer);
+    log_to(options.log, LogLevel::kWarning,
+           cat("[engine] predictor ", options.predictor, " is not calibrated on this model; `hotset kld --mode predict` "
+               "shows what it loses"));
+  } else {
+    const std::string beside = Sidecar::path_beside(model->path());
+    std::error_code ignored;
+    const bool has_beside = options.sidecar == "auto" && std::filesystem::is_regular_file(beside, ignored);
+    if (options.sidecar == "none" || (options.sidecar == "auto" && !has_beside))
+      throw Error(error_text("engine", "mode predict", "a predictor", "no sidecar " + quoted(beside, 200),
+                             "make one with `hotset train-predictor`, or use --predictor bit_planes:2"));
+    const std::string path = has_beside ? beside : options.sidecar;
+    spec = predictor_of(Sidecar::load(path, model->config(), model->fingerprint()));
+  }
+  return std::make_unique<const Predictor>(weights(), spec, load_threads(device_->info().n_threads), options.log);
 }
 
 const Weights& EngineImpl::weights() const { return relayout_ ? relayout_->weights() : model->weights(); }
@@ -158,6 +180,7 @@ Plan EngineImpl::make_plan(const EngineOptions& options) const {
   plan_options.kv_type = kv_type_;
   plan_options.exact = exact_;
   plan_options.observe = options.observer != nullptr;
+  plan_options.predictor = predictor_.get();
   Plan plan = build_plan(config, weights(), plan_options);
   plan.max_rows = affordable_rows(plan);
   plan.max_output_rows = std::min(plan.max_output_rows, plan.max_rows);
@@ -180,7 +203,7 @@ EngineInfo EngineImpl::info() const {
   EngineInfo out;
   out.device = device.kind;
   out.isa = device.detail;
-  out.mode = exact_ ? "exact" : "dense";
+  out.mode = !exact_ ? "dense" : predictor_ ? "predict" : "exact";
   out.kv_type = kv_type_name(kv_type_);
   out.n_threads = device.n_threads;
   out.n_ctx = n_ctx_;
@@ -202,6 +225,15 @@ EngineInfo EngineImpl::info() const {
   for (const LayerWeights& layer : weights().layers) {
     out.skippable_bytes_per_token += layer.ffn_down_t.view.size_bytes();
     if (layer.ffn_gate) out.skippable_bytes_per_token += layer.ffn_up.view.size_bytes();
+  }
+  if (!predictor_) return out;
+  out.predictor = predictor_->description();
+  out.predictor_bytes = predictor_->n_bytes();
+  out.predictor_bytes_per_token = predictor_->bytes_per_token();
+  for (size_t i = 0; i < weights().layers.size(); ++i) {
+    const LayerWeights& layer = weights().layers[i];
+    const bool is_predicted = predictor_->layers()[i].planes || predictor_->layers()[i].fc1;
+    if (is_predicted) out.detect_bytes_per_token += (layer.ffn_gate ? layer.ffn_gate : layer.ffn_up).view.size_bytes();
   }
   return out;
 }

@@ -43,6 +43,7 @@ UnitCounts Executor::unit_counts() const {
     out.active += counts.active;
     out.computed += counts.computed;
     out.total += counts.total;
+    out.candidates += counts.candidates;
   }
   return out;
 }

@@ -90,19 +90,38 @@ struct Activate {
   BufferId up, out;
 };
 
+// out (n_ff) = the margin of each unit: its detect value estimated from the bit planes of the detect matrix
+// (core/bit_planes.h), plus its share of slack for the estimate's error, which is z deviations where inputs are like
+// noise: bias + sum over columns of (low + step * code) * in + z * error * norm2(in). A unit whose margin is not <= 0 may
+// be active. `in` is read as its 8-bit blocks.
+struct Predict {
+  int32_t n_bits;           // 1 to kMaxPlaneBits
+  float z;                  // may be infinite: every unit, or none
+  WeightId planes;          // (plane_row_bytes(n_bits, n_embd), n_ff) I8, rows as encode_planes writes them
+  WeightId low, step;       // (n_ff) F32
+  WeightId error;           // (n_ff) F32, PlaneFit::error / sqrt(n_embd)
+  WeightId bias;            // (n_ff) F32, that of the detect matrix, optional
+  BufferId in, out;
+};
+
 // out (n_ff) = the products whose sign decides which units are active: weight times in + bias for every unit. The
-// weight is ffn_gate where there is one, else ffn_up.
+// weight is ffn_gate where there is one, else ffn_up. With a list only its units are computed and the others are +0, as
+// if they did not fire.
 struct Detect {
   WeightId weight;  // (n_embd, n_ff)
   WeightId bias;    // optional
   BufferId in, out;
+  BufferId units{};  // the candidates, optional
 };
 
-// out (a unit list) = the active units of each row in ascending order: those whose detect value is not <= 0 (NaN
-// counts as active). All other units add exactly nothing to a ReLU network of finite weights.
+// out (a unit list) = the units of each row whose value is not <= 0 (NaN counts), in ascending order; of those in
+// `among` where there is one. With detect values these are the active units: all others add exactly nothing to a ReLU
+// network of finite weights.
 struct SelectUnits {
-  BufferId in;   // from Detect
+  BufferId in;   // from Detect, or margins
   BufferId out;  // a buffer of kind kUnits
+  BufferId among{};  // a unit list, optional
+  UnitSet set = UnitSet::kActive;
 };
 
 // The feed-forward network over units stored as rows: out (n_embd) = sum over the listed units u of h_u * down_t_u,
@@ -121,11 +140,12 @@ struct SparseFfn {
   BufferId h{};  // (n_ff) what weighs each unit's down row; optional, only without `units`
 };
 
-// Shows a layer's FFN to StepParams::observer, row by row: its input (n_embd), the detect values of all units (n_ff)
-// and their h (n_ff). Does nothing when nobody observes.
+// Shows a layer's FFN to StepParams::observer, row by row: its input (n_embd), the detect values of all units (n_ff),
+// their h (n_ff) and, where units are predicted, their margins (n_ff). Does nothing when nobody observes.
 struct Observe {
   int64_t layer;
   BufferId in, detected, h;
+  BufferId margins{};  // optional
 };
 
 // out = a + b. out may equal a or b.
@@ -151,7 +171,7 @@ inline int64_t unit_range_begin(int64_t n_ff, int64_t range) {
 
 // A closed set: a device that lacks an op does not compile.
 using Op = std::variant<op::Embed, op::EmbedPosition, op::Norm, op::MatMul, op::RopeAngles, op::Rope, op::StoreKv,
-                        op::Attention, op::Activate, op::Detect, op::SelectUnits, op::SparseFfn, op::Observe, op::Add,
-                        op::SelectRows>;
+                        op::Attention, op::Activate, op::Predict, op::Detect, op::SelectUnits, op::SparseFfn, op::Observe,
+                        op::Add, op::SelectRows>;
 
 }  // namespace hotset

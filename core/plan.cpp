@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "core/bit_planes.h"
 #include "core/error.h"
 
 namespace hotset {
@@ -41,10 +42,17 @@ class Printer {
             [&](const op::Activate& o) {
               return cat(b(o.out), " = Activate(", o.gate ? b(o.gate) + ", " : "", b(o.up), ")");
             },
-            [&](const op::Detect& o) {
-              return cat(b(o.out), " = Detect(", w(o.weight), plus(o.bias), "; ", b(o.in), ")");
+            [&](const op::Predict& o) {
+              return cat(b(o.out), " = Predict(", o.n_bits, " bits of ", w(o.planes), plus(o.bias), ", z ", o.z, "; ",
+                         b(o.in), ")");
             },
-            [&](const op::SelectUnits& o) { return cat(b(o.out), " = SelectUnits(", b(o.in), ")"); },
+            [&](const op::Detect& o) {
+              return cat(b(o.out), " = Detect(", o.units ? b(o.units) + "; " : "", w(o.weight), plus(o.bias), "; ",
+                         b(o.in), ")");
+            },
+            [&](const op::SelectUnits& o) {
+              return cat(b(o.out), " = SelectUnits(", b(o.in), o.among ? " among " + b(o.among) : "", ")");
+            },
             [&](const op::SparseFfn& o) {
               const std::string units =
                   cat(o.units ? b(o.units) : "all units", o.detected ? " by " + b(o.detected) : "");
@@ -53,7 +61,8 @@ class Printer {
                          plus(o.up_bias), ", ", w(o.down_t), plus(o.down_bias), "; ", b(o.in), ")");
             },
             [&](const op::Observe& o) {
-              return cat("observed[", o.layer, "] = Observe(", b(o.in), ", ", b(o.detected), ", ", b(o.h), ")");
+              return cat("observed[", o.layer, "] = Observe(", b(o.in), ", ", b(o.detected), ", ", b(o.h),
+                         o.margins ? ", " + b(o.margins) : "", ")");
             },
             [&](const op::Add& o) { return cat(b(o.out), " = Add(", b(o.a), ", ", b(o.b), ")"); },
             [&](const op::SelectRows& o) { return cat(b(o.out), " = SelectRows(", b(o.in), ")"); },
@@ -221,13 +230,33 @@ class Linter {
     if (o.gate) columns(o.gate, plan_.buffer(o.out).n_cols);
     columns(o.up, plan_.buffer(o.out).n_cols);
   }
+  void check(const op::Predict& o) {
+    expect(o.n_bits >= 1 && o.n_bits <= kMaxPlaneBits, "1 to 3 bit planes");
+    if (has(o.planes) && reads(o.in)) {
+      const TensorView& planes = plan_.weight(o.planes);
+      expect(planes.dtype == DType::kI8 && planes.n_cols == plane_row_bytes(o.n_bits, plan_.buffer(o.in).n_cols),
+             "rows of bit planes as long as the input");
+      for (const WeightId id : {o.low, o.step, o.error, o.bias}) vector(id, planes.n_rows);
+      expect(o.low && o.step && o.error, "what the codes of bit planes mean");
+      columns(o.out, planes.n_rows);
+    }
+    expect(!(o.in == o.out), "Predict does not write its input");
+    if (writes(o.out)) same_rows(o.in, o.out);
+  }
+  void list(BufferId id, int64_t n_units) {
+    reads(id, BufferKind::kUnits), columns(id, n_units + 1);
+  }
   void check(const op::Detect& o) {
     product(o.weight, o.bias, o.in, o.out);
+    if (o.units && has(o.weight)) list(o.units, plan_.weight(o.weight).n_rows);
     expect(!(o.in == o.out), "Detect does not write its input");
     if (reads(o.in) && writes(o.out)) same_rows(o.in, o.out);
   }
   void check(const op::SelectUnits& o) {
-    if (!reads(o.in) || !writes(o.out, BufferKind::kUnits)) return;
+    if (!reads(o.in)) return;
+    if (o.among) list(o.among, plan_.buffer(o.in).n_cols);
+    expect(!(o.among == o.out), "SelectUnits does not write its input");
+    if (!writes(o.out, BufferKind::kUnits)) return;
     columns(o.out, plan_.buffer(o.in).n_cols + 1);
     same_rows(o.in, o.out);
   }
@@ -259,6 +288,7 @@ class Linter {
     expect(o.layer >= 0 && o.layer < plan_.kv.n_layer, "layer in range");
     if (!reads(o.in) || !reads(o.detected) || !reads(o.h)) return;
     columns(o.detected, plan_.buffer(o.h).n_cols);
+    if (o.margins && reads(o.margins)) columns(o.margins, plan_.buffer(o.h).n_cols);
     for (const BufferId id : {o.in, o.detected, o.h})
       expect(plan_.buffer(id).rows == BufferRows::kAll, "Observe sees all rows");
   }

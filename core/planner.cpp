@@ -22,8 +22,8 @@ std::vector<double> rope_frequencies(const ModelConfig& config, const Weights& w
 // Appends buffers, weights and steps of one lane to a plan.
 class PlanBuilder {
  public:
-  PlanBuilder(const ModelConfig& config, const PlanOptions& options) 
-      : config_(config), exact_(options.exact), observe_(options.observe) {
+  PlanBuilder(const ModelConfig& config, const PlanOptions& options)
+      : config_(config), exact_(options.exact), observe_(options.observe), predictor_(options.predictor) {
     plan_.max_rows = options.max_rows;
     plan_.max_output_rows = options.max_output_rows;
     plan_.max_positions = options.max_positions;
@@ -40,10 +40,11 @@ class PlanBuilder {
     attn_ = buffer("attn", n_q);
     y_ = buffer("y", config.n_embd);
     if (observe_) h_ = buffer("h", config.n_ff);
+    if (predictor_) margins_ = buffer("margins", config.n_ff);
     if (!exact_) return;
     detected_ = buffer("detected", config.n_ff);
-    units_ = buffer("units", config.n_ff + 1);
-    plan_.buffers.back().kind = BufferKind::kUnits;
+    units_ = unit_list("units");
+    if (predictor_) candidates_ = unit_list("candidates");
   }
 
   Plan build(const Weights& weights) {
@@ -69,6 +70,11 @@ class PlanBuilder {
   BufferId buffer(const std::string& name, int64_t n_cols, BufferRows rows = BufferRows::kAll) {
     plan_.buffers.push_back({name, n_cols, rows});
     return {static_cast<int32_t>(plan_.buffers.size()) - 1};
+  }
+  BufferId unit_list(const std::string& name) {
+    const BufferId out = buffer(name, config_.n_ff + 1);
+    plan_.buffers.back().kind = BufferKind::kUnits;
+    return out;
   }
   // The id of a weight; none for a tensor that the model lacks.
   WeightId weight(const NamedTensor& tensor) {
@@ -128,13 +134,47 @@ class PlanBuilder {
     ffn.down_t = weight(w.ffn_down_t), ffn.down_bias = weight(w.ffn_down_b);
     ffn.in = x_norm_, ffn.out = y_;
     if (observe_ && !detected_) detected_ = buffer("detected", config_.n_ff);
+    const WeightId detect = ffn.gate ? ffn.gate : ffn.up, bias = ffn.gate ? ffn.gate_bias : ffn.up_bias;
+    const BufferId margins = predict(layer, bias);
+    const BufferId candidates = exact_ ? select_candidates(margins) : BufferId{};
     if (exact_ || observe_) {
       ffn.detected = detected_, ffn.units = units_, ffn.h = h_;
-      add(op::Detect{ffn.gate ? ffn.gate : ffn.up, ffn.gate ? ffn.gate_bias : ffn.up_bias, x_norm_, detected_});
+      add(op::Detect{detect, bias, x_norm_, detected_, candidates});
     }
-    if (exact_) add(op::SelectUnits{detected_, units_});
+    if (exact_) add(op::SelectUnits{detected_, units_, candidates});
     add(ffn);
-    if (observe_) add(op::Observe{layer, x_norm_, detected_, h_});
+    if (observe_) add(op::Observe{layer, x_norm_, detected_, h_, margins});
+  }
+
+  // Appends what gives the margins of a layer's units; none without a predictor. `bias` is that of the detect matrix.
+  BufferId predict(int64_t layer, WeightId bias) {
+    if (!predictor_) return {};
+    const Predictor::Layer& p = predictor_->layers()[static_cast<size_t>(layer)];
+    if (p.planes) {
+      add(op::Predict{p.n_bits, p.z, weight(p.planes), weight(p.low), weight(p.step), weight(p.error), bias, x_norm_,
+                      margins_});
+      return margins_;
+    }
+    if (!p.fc1) return {};
+    const BufferId hidden = hidden_buffer(p.fc1.view.n_rows);
+    mat_mul(p.fc1, {}, x_norm_, hidden);
+    if (p.has_relu) add(op::Activate{Activation::kRelu, {}, hidden, hidden});
+    mat_mul(p.fc2, p.bias, hidden, margins_);
+    return margins_;
+  }
+
+  BufferId select_candidates(BufferId margins) {
+    if (!margins) return {};
+    add(op::SelectUnits{margins, candidates_, {}, UnitSet::kCandidates});
+    return candidates_;
+  }
+
+  // One buffer for all layers whose predictors have this rank.
+  BufferId hidden_buffer(int64_t rank) {
+    const std::string name = cat("hidden", rank);
+    for (size_t i = 0; i < plan_.buffers.size(); ++i)
+      if (plan_.buffers[i].name == name) return {static_cast<int32_t>(i)};
+    return buffer(name, rank);
   }
 
   void standard_layout(const LayerWeights& w, int64_t layer) {
@@ -142,11 +182,12 @@ class PlanBuilder {
       if (w.ffn_gate) gate_ = buffer("gate", config_.n_ff);
       up_ = buffer("up", config_.n_ff);
     }
+    const BufferId margins = predict(layer, weight(w.ffn_gate ? w.ffn_gate_b : w.ffn_up_b));
     if (w.ffn_gate) mat_mul(w.ffn_gate, w.ffn_gate_b, x_norm_, gate_);
     mat_mul(w.ffn_up, w.ffn_up_b, x_norm_, up_);
     const BufferId h = observe_ ? h_ : up_;
     add(op::Activate{config_.activation, gate_, up_, h});
-    if (observe_) add(op::Observe{layer, x_norm_, gate_ ? gate_ : up_, h});
+    if (observe_) add(op::Observe{layer, x_norm_, gate_ ? gate_ : up_, h, margins});
     mat_mul(w.ffn_down, w.ffn_down_b, h, y_);
   }
 
@@ -160,8 +201,9 @@ class PlanBuilder {
 
   const ModelConfig& config_;
   const bool exact_, observe_;
+  const Predictor* const predictor_;
   Plan plan_;
-  BufferId x_, x_norm_, angles_, q_, k_, v_, attn_, y_, gate_, up_, detected_, units_, h_;
+  BufferId x_, x_norm_, angles_, q_, k_, v_, attn_, y_, gate_, up_, detected_, units_, h_, margins_, candidates_;
 };
 
 }  // namespace

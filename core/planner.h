@@ -5,6 +5,7 @@
 
 #include "core/model_config.h"
 #include "core/plan.h"
+#include "core/predictor.h"
 #include "core/weights.h"
 
 namespace hotset {
@@ -16,6 +17,8 @@ struct PlanOptions {
   DType kv_type = DType::kF16;  // kF16, kF32, or kQ8_0 (head_dim a multiple of 32)
   bool exact = false;           // compute only active units; needs ffn_down_t in every layer and a sparse activation
   bool observe = false;  // compute all units of every layer and Observe them; not with `exact`
+  // With `exact` it proposes the units that are looked at, with `observe` its margins are shown too. Outlives the plan.
+  const Predictor* predictor = nullptr;
 };
 
 // The plan that computes a batch of rows of a model on one device. The plan's weights view the model's memory.

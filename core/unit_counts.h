@@ -1,4 +1,4 @@
-// How many units were active, and how many were computed: where most are active, a step computes all.
+// How many units were active. Where most are, a step computes all of them all the same.
 #pragma once
 
 #include <cstdint>
@@ -6,18 +6,25 @@
 
 namespace hotset {
 
-// Units that SelectUnits looked at, those of them that were active and those whose rows were read, over all rows and
-// layers since the engine was made.
+// Units of all rows and layers since the engine was made: all there were, those whose detect value was asked for, those
+// that were active, and those whose rows were read.
 struct UnitCounts {
   uint64_t active = 0;
   uint64_t computed = 0;
   uint64_t total = 0;
+  uint64_t candidates = 0;  // in exact mode all, in predict mode those that the predictor proposed
   // nullopt where no exact step has been made.
   std::optional<double> share() const { return share_of(active); }
   std::optional<double> computed_share() const { return share_of(computed); }
+  std::optional<double> candidate_share() const { return share_of(candidates); }
+  // Candidates for each of them that was active: what a predictor costs. 1 would be an oracle.
+  std::optional<double> over_selection() const {
+    if (active == 0) return std::nullopt;
+    return static_cast<double>(candidates) / static_cast<double>(active);
+  }
 
   UnitCounts operator-(const UnitCounts& other) const {
-    return {active - other.active, computed - other.computed, total - other.total};
+    return {active - other.active, computed - other.computed, total - other.total, candidates - other.candidates};
   }
 
  private:

@@ -58,8 +58,9 @@ struct RowBuffer {
   int64_t stride = 0;
   int64_t n_cols = 0;
   BufferRows rows = BufferRows::kAll;
-  const ActivationRow* acts =
-      nullptr;  // one per row; q, scale and sum are null unless some block weight reads the buffer
+  // One per row; q, scale and sum are null unless a block weight or Predict reads the buffer. The last block is filled up
+  // with zeros.
+  const ActivationRow* acts = nullptr;
 
   float* row(int64_t index) const { return data + index * stride; }
 };
@@ -72,7 +73,8 @@ class CpuProgram final : public Program {
   size_t buffer_bytes() const override { return memory_bytes_; }
   UnitCounts unit_counts() const override {
     const auto value = [](const std::atomic<uint64_t>& count) { return count.load(std::memory_order_relaxed); };
-    return {value(unit_counts_.active), value(unit_counts_.computed), value(unit_counts_.total)};
+    return {value(unit_counts_.active), value(unit_counts_.computed), value(unit_counts_.total),
+            value(unit_counts_.candidates)};
   }
 
   // Runs all phases. Rethrows the first error of any worker; the buffers are then undefined.
@@ -100,9 +102,10 @@ class CpuProgram final : public Program {
   std::vector<std::unique_ptr<Phase>> phases_;
   std::vector<RowTile> tiles_;
   struct {
-    std::atomic<uint64_t> active{0}, computed{0}, total{0};
+    std::atomic<uint64_t> active{0}, computed{0}, total{0}, candidates{0};
   } unit_counts_;
   bool only_listed_ = false;  // FfnShape::only_listed
+  bool detects_listed_ = false;  // DetectShape::only_listed
 
   // Protocol. run() resets the counters and current_ before the team starts. A worker reads current_ (acquire), takes
   // tasks of that phase from `next`, and adds the number it has finished to `done` (acquire and release). The one that

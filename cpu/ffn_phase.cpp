@@ -82,20 +82,30 @@ void compute_listed(const StepContext& context, const FfnShape& shape, int64_t r
   activate(context.kernels, shape.activation, h + begin, up + begin, end - begin, h + begin);
 }
 
+int64_t n_listed(const StepContext& context, const RowBuffer& lists) {
+  int64_t n = 0;
+  for (int64_t row = 0; row < context.n_rows; ++row) n += unit_list(lists, row).n;
+  return n;
+}
+
 // Computes what the lists of a step name alone if they are short enough, else all units, and counts them. Without lists
 // (units shown to an observer) all units, uncounted.
 void choose_units(const StepContext& context, const FfnShape& shape) {
   *shape.only_listed = false;
   if (shape.units.data == nullptr) return;
-  int64_t n_listed = 0;
-  for (int64_t row = 0; row < context.n_rows; ++row) n_listed += unit_list(shape.units, row).n;
-  const int64_t n_all = context.n_rows * shape.n_ff();
-  const int64_t percent = context.n_rows < kManyRows ? kMostListedFew : kMostListedMany;
-  *shape.only_listed = 100 * n_listed <= percent * n_all;
-  shape.n_computed->fetch_add(static_cast<uint64_t>(*shape.only_listed ? n_listed : n_all), std::memory_order_relaxed);
+  *shape.only_listed = lists_are_short(context, shape.units, shape.n_ff());
+  const int64_t n = *shape.only_listed ? n_listed(context, shape.units) : context.n_rows * shape.n_ff();
+  shape.n_computed->fetch_add(static_cast<uint64_t>(n), std::memory_order_relaxed);
 }
 
 }  // namespace
+
+bool lists_are_short(const StepContext& context, const RowBuffer& lists, int64_t n_units) {
+  const int64_t percent = context.n_rows < kManyRows ? kMostListedFew : kMostListedMany;
+  return 100 * n_listed(context, lists) <= percent * context.n_rows * n_units;
+}
+
+int64_t list_shares(const StepContext& context) { return context.n_workers * kSharesPerWorker; }
 
 void activate(const Kernels& kernels, Activation activation, const float* gate, const float* up, int64_t n, float* h) {
   if (gate == nullptr) {
@@ -146,7 +156,7 @@ void FfnUnitsPhase::run(int64_t task, int32_t worker, const StepContext& context
 int64_t FfnListedPhase::n_tasks(const StepContext& context) const {
   choose_units(context, shape_);
   if (!shape_.gate) return context.n_rows;
-  if (context.n_rows == 1 && shape_.skips_units()) return context.n_workers * kSharesPerWorker;
+  if (context.n_rows == 1 && shape_.skips_units()) return list_shares(context);
   return context.n_rows == 0 ? 0 : div_up(shape_.n_ff(), weight_rows_per_task(shape_.n_ff(), context.n_workers));
 }
 
@@ -159,7 +169,7 @@ void FfnListedPhase::run(int64_t task, int32_t worker, const StepContext& contex
   if (!skips) return compute_block(task * each, std::min(each, shape_.n_ff() - task * each), worker, context);
   if (!shape_.gate) return compute_listed(context, shape_, task, 0, unit_list(shape_.units, task).n);
   if (context.n_rows == 1) {
-    const int64_t n = unit_list(shape_.units, 0).n, n_shares = context.n_workers * kSharesPerWorker;
+    const int64_t n = unit_list(shape_.units, 0).n, n_shares = list_shares(context);
     return compute_listed(context, shape_, 0, n * task / n_shares, n * (task + 1) / n_shares);
   }
   for (int64_t row = 0; row < context.n_rows; ++row) {
@@ -256,7 +266,7 @@ int64_t ObservePhase::n_tasks(const StepContext& context) const {
 void ObservePhase::run(int64_t task, int32_t, const StepContext& context) const {
   const int64_t first = task * kObservedUnits;
   context.params.observer->observe({layer_, first, std::min(kObservedUnits, h_.n_cols - first), context.n_rows,
-                                    in_.data, in_.stride, detected_.data, h_.data, h_.stride});
+                                    in_.data, in_.stride, detected_.data, h_.data, h_.stride, margins_.data});
 }
 
 }  // namespace hotset::cpu

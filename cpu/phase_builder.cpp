@@ -72,6 +72,8 @@ void PhaseBuilder::mark_block_inputs() {
     visit_products(step.op, [&](WeightId weight, BufferId in) {
       if (is_block_type(plan_.weight(weight).dtype)) block_input_[static_cast<size_t>(in.index)] = true;
     });
+  for (const Step& step : plan_.steps)
+    if (const auto* o = std::get_if<op::Predict>(&step.op)) block_input_[static_cast<size_t>(o->in.index)] = true;
 }
 
 std::byte* PhaseBuilder::take_memory(size_t n_bytes) {
@@ -136,13 +138,20 @@ void PhaseBuilder::allocate_activations(size_t index) {
   buffer.acts = rows.data();
 }
 
-void PhaseBuilder::quantize_for(DType dtype, BufferId in) {
-  if (!is_block_type(dtype) || quantized_[static_cast<size_t>(in.index)]) return;
+void PhaseBuilder::quantize(BufferId in) {
+  if (quantized_[static_cast<size_t>(in.index)]) return;
   quantized_[static_cast<size_t>(in.index)] = true;
   push(row_phase(buffer(in).rows, [in = buffer(in)](int64_t row, const StepContext& context) {
     const ActivationRow& act = in.acts[row];
-    context.kernels.quantize_activation(act.f32, in.n_cols, const_cast<int8_t*>(act.q), const_cast<float*>(act.scale),
-                                        const_cast<int32_t*>(act.sum));
+    int8_t* const q = const_cast<int8_t*>(act.q);
+    float* const scale = const_cast<float*>(act.scale);
+    int32_t* const sum = const_cast<int32_t*>(act.sum);
+    const int64_t n_blocks = in.n_cols / kBlock, n_whole = n_blocks * kBlock;
+    context.kernels.quantize_activation(act.f32, n_whole, q, scale, sum);
+    if (n_whole == in.n_cols) return;
+    float last[kBlock] = {};
+    std::memcpy(last, act.f32 + n_whole, static_cast<size_t>(in.n_cols - n_whole) * sizeof(float));
+    context.kernels.quantize_activation(last, kBlock, q + n_whole, scale + n_blocks, sum + n_blocks);
   }));
 }
 
@@ -276,16 +285,50 @@ void PhaseBuilder::add(const op::Activate& o) {
   wrote(o.out);
 }
 
-void PhaseBuilder::add(const op::Detect& o) { add(op::MatMul{o.weight, o.bias, o.in, o.out}); }
+void PhaseBuilder::add(const op::Predict& o) {
+  quantize(o.in);
+  PredictShape shape{o.n_bits,       o.z,          plan_.weight(o.planes), vector(o.low),
+                     vector(o.step), vector(o.error), vector(o.bias),         buffer(o.in),
+                     buffer(o.out),  nullptr};
+  if (!predict_scalars_) predict_scalars_ = take_memory(static_cast<size_t>(plan_.max_rows) * 2 * sizeof(float));
+  shape.scalars = reinterpret_cast<float*>(predict_scalars_);
+  push(std::make_unique<PredictRowPhase>(shape));
+  push(std::make_unique<PredictPhase>(shape));
+  wrote(o.out);
+}
+
+void PhaseBuilder::add(const op::Detect& o) {
+  if (!o.units) return add(op::MatMul{o.weight, o.bias, o.in, o.out});
+  quantize_for(plan_.weight(o.weight).dtype, o.in);
+  DetectShape shape{plan_.weight(o.weight), vector(o.bias),           buffer(o.in), buffer(o.out),
+                    buffer(o.units),        &program_.detects_listed_, nullptr,      0};
+  shape.scratch = gemm_scratch(shape.scratch_distance);
+  push(std::make_unique<DetectListedPhase>(shape));
+  wrote(o.out);
+}
 
 void PhaseBuilder::add(const op::SelectUnits& o) {
-  push(row_phase(buffer(o.out).rows, [in = buffer(o.in), out = buffer(o.out), counts = &program_.unit_counts_](
-                                         int64_t row, const StepContext& context) {
-    int32_t* list = reinterpret_cast<int32_t*>(out.row(row));
-    const int64_t n = context.kernels.select_units(in.row(row), in.n_cols, list + 1);
+  push(row_phase(buffer(o.out).rows, [in = buffer(o.in), among = o.among ? buffer(o.among) : RowBuffer{},
+                                      out = buffer(o.out), is_active = o.set == UnitSet::kActive,
+                                      counts = &program_.unit_counts_](int64_t row, const StepContext& context) {
+    const float* const values = in.row(row);
+    int32_t* const list = reinterpret_cast<int32_t*>(out.row(row));
+    int64_t n = 0, n_looked_at = in.n_cols;
+    if (among.data != nullptr) {
+      const UnitList candidates = unit_list(among, row);
+      n_looked_at = candidates.n;
+      for (int64_t i = 0; i < candidates.n; ++i) {
+        list[1 + n] = candidates.units[i];
+        n += !(values[candidates.units[i]] <= 0.0f);
+      }
+    } else {
+      n = context.kernels.select_units(values, in.n_cols, list + 1);
+    }
     list[0] = static_cast<int32_t>(n);
+    if (!is_active) return;
     counts->active.fetch_add(static_cast<uint64_t>(n), std::memory_order_relaxed);
     counts->total.fetch_add(static_cast<uint64_t>(in.n_cols), std::memory_order_relaxed);
+    counts->candidates.fetch_add(static_cast<uint64_t>(n_looked_at), std::memory_order_relaxed);
   }));
 }
 
@@ -328,7 +371,8 @@ void PhaseBuilder::add(const op::SparseFfn& o) {
 }
 
 void PhaseBuilder::add(const op::Observe& o) {
-  push(std::make_unique<ObservePhase>(o.layer, buffer(o.in), buffer(o.detected), buffer(o.h)));
+  push(std::make_unique<ObservePhase>(o.layer, buffer(o.in), buffer(o.detected), buffer(o.h),
+                                      o.margins ? buffer(o.margins) : RowBuffer{}));
 }
 
 void PhaseBuilder::add(const op::Add& o) {

@@ -33,6 +33,7 @@ class PhaseBuilder {
   void add(const op::StoreKv& o);
   void add(const op::Attention& o);
   void add(const op::Activate& o);
+  void add(const op::Predict& o);
   void add(const op::Detect& o);
   void add(const op::SelectUnits& o);
   void add(const op::SparseFfn& o);
@@ -41,8 +42,11 @@ class PhaseBuilder {
   void add(const op::SelectRows& o);
 
   void push(std::unique_ptr<Phase> phase) { program_.phases_.push_back(std::move(phase)); }
-  // Makes sure that the rows of `in` are quantised before the next phase when `dtype` asks for it.
-  void quantize_for(DType dtype, BufferId in);
+  // Makes sure that the rows of `in` are quantised before the next phase, or only when `dtype` asks for it.
+  void quantize(BufferId in);
+  void quantize_for(DType dtype, BufferId in) {
+    if (is_block_type(dtype)) quantize(in);
+  }
   // A buffer was written: its quantised form is stale.
   void wrote(BufferId id) { quantized_[static_cast<size_t>(id.index)] = false; }
   const RowBuffer& buffer(BufferId id) const { return program_.buffers_[static_cast<size_t>(id.index)]; }
@@ -58,7 +62,7 @@ class PhaseBuilder {
   CpuProgram& program_;
   const Plan& plan_;
   const int32_t lane_;
-  std::vector<bool> block_input_;  // buffer is read by a block weight
+  std::vector<bool> block_input_;  // buffer is read as blocks
   std::vector<bool> quantized_;    // its quantised rows are current at this point of the plan
   size_t at_ = 0;                  // step being added
   std::byte* gemm_memory_ = nullptr;
@@ -71,6 +75,7 @@ class PhaseBuilder {
   std::byte* attend_memory_ = nullptr;
   size_t attend_distance_ = 0;
   std::byte* attend_partials_ = nullptr;
+  std::byte* predict_scalars_ = nullptr;
 };
 
 }  // namespace hotset::cpu

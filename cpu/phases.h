@@ -103,6 +103,80 @@ void add_bias(const StepContext& context, const float* bias, int64_t first, int6
 // h (n) = act(gate) * up, or act(up) when gate is null. h may equal gate or up.
 void activate(const Kernels& kernels, Activation activation, const float* gate, const float* up, int64_t n, float* h);
 
+// The unit list of a row, as SelectUnits wrote it.
+struct UnitList {
+  const int32_t* units;
+  int64_t n;
+  // Position of the first unit >= `unit`.
+  int64_t position(int64_t unit) const { return std::lower_bound(units, units + n, unit) - units; }
+};
+inline UnitList unit_list(const RowBuffer& buffer, int64_t row) {
+  const int32_t* at = reinterpret_cast<const int32_t*>(buffer.row(row));
+  return {at + 1, at[0]};
+}
+
+// Whether the unit lists of a step name so few of n_units that computing those alone is faster than the dense kernels.
+bool lists_are_short(const StepContext& context, const RowBuffer& lists, int64_t n_units);
+
+// Tasks that one row's unit list is cut into.
+int64_t list_shares(const StepContext& context);
+
+// Predict with its operands resolved.
+struct PredictShape {
+  int32_t n_bits;
+  float z;
+  TensorView planes;
+  const float *low, *step, *error, *bias;  // bias null: none
+  RowBuffer in, out;
+  float* scalars;  // (max_rows, 2): sum of the row's q * scale, and z * norm2 of the row
+};
+
+// What all units of a row need of it.
+class PredictRowPhase final : public RowPhase {
+ public:
+  explicit PredictRowPhase(const PredictShape& shape) : RowPhase(shape.in.rows), shape_(shape) {}
+
+ protected:
+  void run_row(int64_t row, int32_t worker, const StepContext& context) const override;
+
+ private:
+  PredictShape shape_;
+};
+
+// Margins, by blocks of units.
+class PredictPhase final : public Phase {
+ public:
+  explicit PredictPhase(const PredictShape& shape) : shape_(shape) {}
+  int64_t n_tasks(const StepContext& context) const override;
+  void run(int64_t task, int32_t worker, const StepContext& context) const override;
+
+ private:
+  PredictShape shape_;
+};
+
+// Detect values of listed units.
+struct DetectShape {
+  TensorView weight;
+  const float* bias;  // null: none
+  RowBuffer in, out, units;
+  bool* only_listed;  // as FfnShape::only_listed
+  std::byte* scratch;  // per worker, for the blocked kernel
+  size_t scratch_distance;
+};
+
+class DetectListedPhase final : public Phase {
+ public:
+  explicit DetectListedPhase(const DetectShape& shape) : shape_(shape) {}
+  int64_t n_tasks(const StepContext& context) const override;
+  void run(int64_t task, int32_t worker, const StepContext& context) const override;
+
+ private:
+  void compute_listed(const StepContext& context, int64_t row, int64_t first, int64_t end) const;
+  void compute_all(const StepContext& context, int64_t first, int64_t end, int32_t worker) const;
+  void clear_others(int64_t row, int64_t first, int64_t end) const;
+  DetectShape shape_;
+};
+
 // SparseFfn with its operands resolved, and the memory that its phases share.
 struct FfnShape {
   Activation activation;
@@ -134,18 +208,6 @@ struct FfnShape {
   bool skips_units() const { return units.data != nullptr && *only_listed; }
 };
 size_t ffn_tile_bytes(bool with_lists);
-
-// The unit list of a row, as SelectUnits wrote it.
-struct UnitList {
-  const int32_t* units;
-  int64_t n;
-  // Position of the first unit >= `unit`.
-  int64_t position(int64_t unit) const { return std::lower_bound(units, units + n, unit) - units; }
-};
-inline UnitList unit_list(const RowBuffer& buffer, int64_t row) {
-  const int32_t* at = reinterpret_cast<const int32_t*>(buffer.row(row));
-  return {at + 1, at[0]};
-}
 
 // Products of all units, and their h.
 class FfnUnitsPhase final : public Phase {
@@ -199,14 +261,15 @@ class FfnMergePhase final : public Phase {
 // comes in order of rows.
 class ObservePhase final : public Phase {
  public:
-  ObservePhase(int64_t layer, const RowBuffer& in, const RowBuffer& detected, const RowBuffer& h)
-      : layer_(layer), in_(in), detected_(detected), h_(h) {}
+  // No data in `margins`: units are not predicted.
+  ObservePhase(int64_t layer, const RowBuffer& in, const RowBuffer& detected, const RowBuffer& h, const RowBuffer& margins)
+      : layer_(layer), in_(in), detected_(detected), h_(h), margins_(margins) {}
   int64_t n_tasks(const StepContext& context) const override;
   void run(int64_t task, int32_t worker, const StepContext& context) const override;
 
  private:
   int64_t layer_;
-  RowBuffer in_, detected_, h_;
+  RowBuffer in_, detected_, h_, margins_;
 };
 
 // Memory and shapes that the phases of Attention share.

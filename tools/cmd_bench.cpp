@@ -36,16 +36,19 @@ struct BenchFlags {
 struct Activity {
   double weight_bytes_per_token = 0;
   std::optional<double> active_share;  // nothing where all units were computed without looking
+  std::optional<double> over_selection;  // in mode predict: candidates for each active unit
 };
 
 // Of the steps between two readings of the engine's counters.
 Activity activity_between(const EngineInfo& info, UnitCounts before, UnitCounts after) {
-  Activity out;
   const UnitCounts counts = after - before;
+  Activity out;
   out.active_share = counts.share();
-  const double skipped = 1 - counts.computed_share().value_or(1);
-  out.weight_bytes_per_token = static_cast<double>(info.weight_bytes_per_token) -
-                               skipped * static_cast<double>(info.skippable_bytes_per_token);
+  if (!info.predictor.empty()) out.over_selection = counts.over_selection();
+  out.weight_bytes_per_token =
+      static_cast<double>(info.weight_bytes_per_token + info.predictor_bytes_per_token) -
+      (1 - counts.computed_share().value_or(1)) * static_cast<double>(info.skippable_bytes_per_token) -
+      (1 - counts.candidate_share().value_or(1)) * static_cast<double>(info.detect_bytes_per_token);
   return out;
 }
 
@@ -93,7 +96,7 @@ struct Row {
     return *gbps() / machine_gbps;
   }
   uint64_t ram_bytes() const {
-    return info.weight_bytes + info.buffer_bytes +
+    return info.weight_bytes + info.predictor_bytes + info.buffer_bytes +
            info.kv_bytes_per_position * static_cast<uint64_t>(n_depth + n_tokens());
   }
 };
@@ -115,6 +118,8 @@ std::vector<Field> row_fields(const Row& row) {
           {"arch", row.model->config().arch_name, true},
           {"type", row.model->type_text(), true},
           {"mode", row.info.mode, true},
+          {"predictor", row.info.predictor, true},
+          {"predictor_bytes", cat(row.info.predictor_bytes)},
           {"device", row.info.device, true},
           {"gpu", "null"},
           {"n_threads", cat(row.info.n_threads)},
@@ -134,6 +139,7 @@ std::vector<Field> row_fields(const Row& row) {
           {"vram_bytes", row.info.device == "cpu" ? "0" : "null"},
           {"ram_bytes", cat(row.ram_bytes())},
           {"active_share", number(row.activity.active_share)},
+          {"over_selection", number(row.activity.over_selection)},
           {"gpu_active_share", "null"},
           {"version", version(), true},
           {"build_commit", build_commit(), true}};

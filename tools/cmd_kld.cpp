@@ -32,8 +32,10 @@ void declare(Args& args, KldFlags& flags) {
 
 double ppl_ratio(const KldResult& result) { return result.other.ppl() / result.base.ppl(); }
 
-std::string json_report(const KldFlags& flags, const Model& model, const EngineInfo& base, const EngineInfo& other,
-                        const KldResult& result) {
+std::string json_report(const KldFlags& flags, const Engine& base_engine, const Engine& engine, const KldResult& result) {
+  const Model& model = engine.model();
+  const EngineInfo base = base_engine.info(), other = engine.info();
+  const UnitCounts counts = engine.unit_counts();
   JsonWriter json;
   json.begin_object().field("model", model.path()).field("type", model.type_text()).field("file", flags.text.file);
   json.field("mean_kld", result.mean_kld).field("kld_error", result.kld_error);
@@ -41,19 +43,26 @@ std::string json_report(const KldFlags& flags, const Model& model, const EngineI
   json.field("ppl", result.other.ppl()).field("ppl_base", result.base.ppl()).field("ppl_ratio", ppl_ratio(result));
   json.field("n_tokens", result.n_scored).field("n_ctx", flags.text.n_ctx);
   json.field("mode", other.mode).field("mode_base", base.mode).field("base_weights", flags.base_weights);
+  json.field("predictor", other.predictor).field("predictor_bytes", other.predictor_bytes);
+  if (counts.share()) json.field("active_share", *counts.share());
+  if (counts.over_selection() && !other.predictor.empty()) json.field("over_selection", *counts.over_selection());
   json.field("kv_type", other.kv_type).field("kv_type_base", base.kv_type);
   json.field("device", other.device).field("isa", other.isa).field("n_threads", other.n_threads);
   json.field("build_commit", build_commit()).end_object();
   return json.text() + "\n";
 }
 
-std::string text_report(const KldResult& result) {
+std::string text_report(const Engine& engine, const KldResult& result) {
   std::string out = cat("tokens     ", result.n_scored, " scored\n");
   out += text_of("mean KLD   %.6g +/- %.2g\n", result.mean_kld, result.kld_error);
   out += text_of("99.9 %% KLD %.6g, largest %.6g\n", result.kld_p999, result.kld_max);
   out += text_of("same top   %.4f %%\n", 100 * result.same_top);
-  return out +
-         text_of("PPL        %.4f, dense %.4f, ratio %.6f\n", result.other.ppl(), result.base.ppl(), ppl_ratio(result));
+  out += text_of("PPL        %.4f, dense %.4f, ratio %.6f\n", result.other.ppl(), result.base.ppl(), ppl_ratio(result));
+  const UnitCounts counts = engine.unit_counts();
+  if (counts.share()) out += text_of("active     %.2f %% of the units\n", 100 * *counts.share());
+  if (!engine.info().predictor.empty() && counts.over_selection())
+    out += text_of("candidates %.3f for each active unit\n", *counts.over_selection());
+  return out;
 }
 
 }  // namespace
@@ -84,7 +93,7 @@ int cmd_kld(const Words& words) {
     show_progress(n_done, n_chunks, so_far.mean_kld);
   };
   const KldResult result = kl_divergence(*base, *other, tokens, flags.text.n_ctx, progress, interrupt_check());
-  write_stdout(flags.as_json ? json_report(flags, *model, base->info(), other->info(), result) : text_report(result));
+  write_stdout(flags.as_json ? json_report(flags, *base, *other, result) : text_report(*other, result));
   return kExitDone;
 }
 

@@ -65,6 +65,8 @@ void add_model_flags(Args& args, ModelFlags& flags) {
 
 void add_device_flags(Args& args, DeviceFlags& flags) {
   args.choice("--mode", "exact|predict|dense|auto", "which FFN units are computed", flags.mode);
+  args.text("--predictor", "bit_planes:BITS[:Z]", "for --mode predict without a sidecar, not calibrated", flags.predictor);
+  args.text("--sidecar", "FILE", "what the offline phase found out (auto: MODEL.hotset.gguf; none)", flags.sidecar);
   args.choice("--device", "auto|cpu|cuda|virtual", "where to compute", flags.device);
   args.text("-ngl,--gpu-layers,--n-gpu-layers", "N|all|auto", "layers on the GPU; 0 = CPU only", flags.n_gpu_layers);
   args.size("--vram-budget", "GPU memory to use: 8GiB, 8000MiB, auto", flags.vram_budget);
@@ -124,6 +126,11 @@ EngineOptions engine_options(const ModelFlags& model, const DeviceFlags& device,
   options.n_batch = static_cast<int32_t>(compute.n_batch);
   options.kv_type = device.kv_type;
   options.mode = device.mode;
+  options.predictor = device.predictor;
+  options.sidecar = device.sidecar;
+  if (!device.predictor.empty() && device.mode != "predict")
+    throw UsageError(error_text("options", "contradicting flags", "--predictor with --mode predict",
+                                "--mode " + device.mode, "add --mode predict"));
   options.device = device.device;
   options.pin = device.pin;
   options.log = log_sink(model);
@@ -156,7 +163,7 @@ void check_device_flags(const DeviceFlags& flags, const EngineInfo& info) {
 std::string engine_line(const Model& model, const EngineInfo& info) {
   return cat(model.name(), " (", model.type_text(), ", ", bytes_text(model.size_bytes()), ") on ", info.device, " ",
              info.isa, ", ", info.n_threads, info.n_threads == 1 ? " thread" : " threads", ", context ", info.n_ctx,
-             ", mode ", info.mode, ", kv ", info.kv_type);
+             ", mode ", info.mode, info.predictor.empty() ? "" : " by " + info.predictor, ", kv ", info.kv_type);
 }
 
 std::string prompt_text(const Args& args, const PromptFlags& flags) {

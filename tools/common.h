@@ -41,6 +41,8 @@ struct DeviceFlags {
   std::string device = "auto";
   std::string n_gpu_layers = "auto";
   std::string mode = "auto";
+  std::string predictor;
+  std::string sidecar = "auto";
   std::string vram_budget = "auto";
   std::string adapt;
   std::string kv_type = "auto";

@@ -231,7 +231,7 @@ TEST_CASE("engine: options outside their range are refused") {
   refused({.n_threads = 1, .mode = "fast"});
   refused({.n_threads = 1, .device = "tpu"});
   CHECK_THROWS_AS(Engine::create(load_tiny({.activation = Activation::kSilu}), {.n_threads = 1, .mode = "exact"}), UnsupportedModelError);
-  CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .mode = "predict"}), UnsupportedModelError);
+  CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .mode = "predict"}), Error);
   CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .kv_type = "q8_0"}), UnsupportedModelError);  // heads of 16
   CHECK(Engine::create(load_tiny({.head_dim = 32}), {.n_threads = 1, .kv_type = "q8_0"})->info().kv_type == "q8_0");
   CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .isa = "avx1024"}), Error);

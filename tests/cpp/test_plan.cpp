@@ -88,6 +88,7 @@ std::vector<BufferId*> buffers_of(Op& any) {
     std::vector<BufferId*> operator()(op::StoreKv& o) { return {&o.k, &o.v}; }
     std::vector<BufferId*> operator()(op::Attention& o) { return {&o.q, &o.out}; }
     std::vector<BufferId*> operator()(op::Activate& o) { return {&o.gate, &o.up, &o.out}; }
+    std::vector<BufferId*> operator()(op::Predict& o) { return {&o.in, &o.out}; }
     std::vector<BufferId*> operator()(op::Detect& o) { return {&o.in, &o.out}; }
     std::vector<BufferId*> operator()(op::SelectUnits& o) { return {&o.in, &o.out}; }
     std::vector<BufferId*> operator()(op::SparseFfn& o) {

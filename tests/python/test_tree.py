@@ -19,10 +19,10 @@ LAYERS = [
     ["arena", "mmap_file", "gguf", "topology", "machine_rates"],
     ["op", "device", "devices", "plan", "thread_pool"],
     ["architecture", "model_config", "weights", "tokenizer", "pre_tokenizer", "sampler",
-     "kv_cache", "model", "fingerprint"],
-    ["planner", "executor", "relayout"],
-    ["engine", "generation", "kld", "perplexity", "profile", "quantize_mixture", "quantize_model", "scored_chunks",
-     "synth", "unit_order", "version"],
+     "kv_cache", "model", "fingerprint", "sidecar"],
+    ["planner", "executor", "relayout", "predictor"],
+    ["engine", "calibration", "generation", "kld", "perplexity", "profile", "quantize_mixture", "quantize_model",
+     "scored_chunks", "synth", "version"],
 ]
 # What a layer of core/ may include: L3 knows no devices, so not L2.
 ALLOWED = {0: {0}, 1: {0, 1}, 2: {0, 1, 2}, 3: {0, 1, 3}, 4: {0, 1, 2, 3, 4}, 5: {0, 1, 2, 3, 4, 5}}

@@ -1,0 +1,145 @@
+#include "core/predictor.h"
+
+#include <algorithm>
+#include <atomic>
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+
+#include "core/bit_planes.h"
+#include "core/error.h"
+#include "core/quantize.h"
+#include "core/thread_pool.h"
+
+namespace hotset {
+namespace {
+
+// Deviations of the planes' error that a unit is given when nothing was calibrated, by bits.
+constexpr float kDefaultZ[kMaxPlaneBits + 1] = {0, 0.7f, 0.7f, 0.7f};
+
+// Rows coded at a time.
+constexpr int64_t kRowsAtOnce = 32;
+
+NamedTensor vector_of(const std::string& name, const float* values, int64_t n) {
+  const size_t n_bytes = static_cast<size_t>(n) * sizeof(float);
+  return {name, TensorView{reinterpret_cast<const std::byte*>(values), DType::kF32, n, 1, n_bytes}};
+}
+
+[[noreturn]] void refuse(const std::string& text, const std::string& expected) {
+  throw std::invalid_argument(
+      error_text("predictor", "predictor " + quoted(text), expected, "another text", "correct the value"));
+}
+
+}  // namespace
+
+PredictorSpec parse_predictor(const std::string& text, int64_t n_layer) {
+  constexpr char kExpected[] = "bit_planes:BITS or bit_planes:BITS:Z with 1 to 3 bits and a number Z";
+  constexpr char kStart[] = "bit_planes:";
+  constexpr size_t kLength = sizeof kStart - 1;
+  PredictorSpec out;
+  if (text.compare(0, kLength, kStart) != 0 || text.size() <= kLength) refuse(text, kExpected);
+  out.n_bits = text[kLength] - '0';
+  if (out.n_bits < 1 || out.n_bits > kMaxPlaneBits) refuse(text, kExpected);
+  float z = kDefaultZ[out.n_bits];
+  if (text.size() > kLength + 1) {
+    const char* const end = text.data() + text.size();
+    const auto [rest, error] = std::from_chars(text.data() + kLength + 2, end, z);
+    if (text[kLength + 1] != ':' || error != std::errc() || rest != end || std::isnan(z)) refuse(text, kExpected);
+  }
+  out.thresholds.assign(static_cast<size_t>(n_layer), z);
+  return out;
+}
+
+PredictorSpec predictor_of(std::shared_ptr<const Sidecar> sidecar) {
+  if (!sidecar->predictor())
+    throw Error(error_text("predictor", "sidecar " + quoted(sidecar->name(), 200), "one with a predictor",
+                           "one without", "add one with `hotset train-predictor`, or use --predictor bit_planes:2"));
+  const SidecarPredictor& stored = *sidecar->predictor();
+  PredictorSpec out{stored.kind, stored.n_bits, stored.thresholds};
+  out.sidecar = std::move(sidecar);
+  return out;
+}
+
+Predictor::Predictor(const Weights& weights, const PredictorSpec& spec, int32_t n_threads, const LogSink& log)
+    : layers_(weights.layers.size()), sidecar_(spec.sidecar), description_(predictor_kind_name(spec.kind)) {
+  const auto start = std::chrono::steady_clock::now();
+  ThreadPool pool(n_threads);
+  const bool has_planes = spec.kind == PredictorKind::kBitPlanes;
+  if (has_planes) description_ += cat(":", spec.n_bits);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    Layer& layer = layers_[i];
+    if (has_planes) {
+      layer.n_bits = spec.n_bits, layer.z = spec.thresholds[i];
+      const LayerWeights& w = weights.layers[i];
+      make_planes(w.ffn_gate ? w.ffn_gate : w.ffn_up, layer, pool);
+    } else if (sidecar_->predictor()->layers[i].fc1) {
+      layer.has_relu = spec.kind == PredictorKind::kMlp;
+      order_factors(sidecar_->predictor()->layers[i], sidecar_->units_by_slot(static_cast<int64_t>(i)),
+                    spec.thresholds[i], layer);
+    }
+    for (const NamedTensor* each : {&layer.planes, &layer.low, &layer.step, &layer.error, &layer.fc1, &layer.fc2,
+                                    &layer.bias})
+      token_bytes_ += each->view.size_bytes();
+  }
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  char text[80];
+  std::snprintf(text, sizeof text, "%.1f MiB made in %.2f s", static_cast<double>(n_bytes_) / (1 << 20),
+                elapsed.count());
+  log_to(log, LogLevel::kInfo, cat("[engine] predictor ", description_, ": ", text));
+}
+
+std::byte* Predictor::take(size_t n_bytes) {
+  arenas_.emplace_back(n_bytes, Pages::kHuge);
+  n_bytes_ += arenas_.back().size();
+  return arenas_.back().data();
+}
+
+void Predictor::make_planes(const NamedTensor& detect, Layer& layer, ThreadPool& pool) {
+  const TensorView& matrix = detect.view;
+  const int64_t n = matrix.n_cols, n_rows = matrix.n_rows;
+  const size_t stride = static_cast<size_t>(plane_row_bytes(layer.n_bits, n)), n_units = static_cast<size_t>(n_rows);
+  std::byte* const rows = take(n_units * (stride + 3 * sizeof(float)));
+  float* const low = reinterpret_cast<float*>(rows + n_units * stride);
+  float* const step = low + n_rows;
+  float* const error = step + n_rows;
+  const double norm = 1 / std::sqrt(static_cast<double>(n));
+  std::atomic<int64_t> next{0};
+  pool.run([&](int32_t) {
+    std::vector<float> values(static_cast<size_t>(n));
+    for (int64_t first = kRowsAtOnce * next++; first < n_rows; first = kRowsAtOnce * next++)
+      for (int64_t row = first; row < std::min(first + kRowsAtOnce, n_rows); ++row) {
+        dequantize_row(matrix.dtype, matrix.row(row), n, values.data());
+        const PlaneFit fit =
+            encode_planes(values.data(), n, layer.n_bits, rows + static_cast<size_t>(row) * stride);
+        low[row] = fit.low, step[row] = fit.step;
+        error[row] = static_cast<float>(static_cast<double>(fit.error) * norm);
+      }
+  });
+  layer.planes = {cat(detect.name, ".planes"), TensorView{rows, DType::kI8, static_cast<int64_t>(stride), n_rows, stride}};
+  layer.low = vector_of(detect.name + ".low", low, n_rows);
+  layer.step = vector_of(detect.name + ".step", step, n_rows);
+  layer.error = vector_of(detect.name + ".error", error, n_rows);
+}
+
+void Predictor::order_factors(const SidecarPredictor::Layer& stored, const std::vector<int32_t>& units,
+                              float threshold, Layer& layer) {
+  const TensorView& from = stored.fc2.view;
+  const size_t n_units = units.size();
+  std::byte* const rows = take(from.size_bytes() + (n_units + 1) * sizeof(float));
+  float* const bias = reinterpret_cast<float*>(rows + (from.size_bytes() + 3) / 4 * 4);
+  for (size_t slot = 0; slot < n_units; ++slot) {
+    const size_t unit = static_cast<size_t>(units[slot]);
+    std::memcpy(rows + unit * from.row_stride, from.row(static_cast<int64_t>(slot)), from.row_stride);
+    float value = 0;
+    if (stored.bias) std::memcpy(&value, stored.bias.view.data + slot * sizeof(float), sizeof value);
+    bias[unit] = value + threshold;
+  }
+  layer.fc1 = stored.fc1;
+  layer.fc2 = stored.fc2;
+  layer.fc2.view.data = rows;
+  layer.bias = vector_of(stored.fc1.name + ".bias", bias, static_cast<int64_t>(n_units));
+}
+
+}  // namespace hotset
