@@ -67,7 +67,7 @@ def parse_args(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="FILE, or HOTSET_FILE=PEER_FILE of the same weights")
     parser.add_argument("--synth", action="append", default=[], metavar="RECIPE", help="options of 'hotset synth'")
     parser.add_argument("--hotset", default="hotset", help="the hotset command")
-    parser.add_argument("--mode", default="dense", help="modes of hotset, a column each (dense), e.g. dense,exact")
+    parser.add_argument("--mode", default="dense", help="modes of hotset, a column each (dense), e.g. exact,predict:bit_planes:2")
     parser.add_argument("--llama-cpp", metavar="PATH", help="llama-bench, or a folder that has it")
     parser.add_argument(
         "--llama-args", action="append", metavar="WORDS", help="more options of llama-bench, a column each: '-fa 1'"

@@ -135,13 +135,13 @@ def test_of(row: dict[str, Any]) -> str:
 
 
 class Hotset(Program):
-    """`hotset bench` in one mode."""
+    """`hotset bench` in one mode; "predict:bit_planes:2" names the predictor too."""
 
     is_hotset = True
 
     def __init__(self, command: list[str], mode: str) -> None:
         self.words = command
-        self.mode = mode
+        self.mode, _, self.predictor = mode.partition(":")
         self.name = f"hotset {mode}"
         try:
             self.version = run([*command, "--version"], 60).strip().removeprefix("hotset ")
@@ -149,8 +149,9 @@ class Hotset(Program):
             self.version = str(error)
 
     def command(self, case: Case, setting: Setting) -> list[str]:
-        words = [*self.words, "bench", *setting.bench_words(case.hotset_file), "--mode", self.mode]
-        return words + (["--kv-type", setting.kv_type] if setting.kv_type != "f16" else [])
+        words = ["--mode", self.mode, *(["--predictor", self.predictor] if self.predictor else [])]
+        words += ["--kv-type", setting.kv_type] if setting.kv_type != "f16" else []
+        return [*self.words, "bench", *setting.bench_words(case.hotset_file), *words]
 
     def read(self, stdout: str, setting: Setting) -> dict[str, Result]:
         keys = ("bytes_per_token", "bandwidth_share", "active_share")
