@@ -27,34 +27,44 @@ inline __m256i codes_of(const std::byte* group) {
   return _mm256_or_si256(low, spread_bits<4>(group + 64 + 4 * kAt));
 }
 
-template <int kBits, int kActs, int kAt>
-inline void add_block(const std::byte* group, const ActivationRow* acts, int64_t block, __m256 (*acc)[2]) {
-  const __m256i codes = codes_of<kBits, kAt>(group), ones = _mm256_set1_epi16(1);
+template <int kBits, int kRows, int kActs, int kAt>
+inline void add_block(const PlaneTile& tile, const std::byte* group, int64_t block, __m256 (*acc)[kActs][2]) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i codes[kRows];
+  for (int r = 0; r < kRows; ++r) codes[r] = codes_of<kBits, kAt>(group + static_cast<size_t>(r) * tile.stride);
   for (int a = 0; a < kActs; ++a) {
-    const __m256i pairs = _mm256_maddubs_epi16(codes, load256(acts[a].q + block * kBlock));
-    const __m256 sums = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, ones));
-    acc[a][kAt % 2] = _mm256_fmadd_ps(_mm256_set1_ps(acts[a].scale[block]), sums, acc[a][kAt % 2]);
+    const __m256i q = load256(tile.acts[a].q + block * kBlock);
+    const __m256 scale = _mm256_set1_ps(tile.acts[a].scale[block]);
+    for (int r = 0; r < kRows; ++r) {
+      const __m256 sums = _mm256_cvtepi32_ps(_mm256_madd_epi16(_mm256_maddubs_epi16(codes[r], q), ones));
+      acc[r][a][kAt % 2] = _mm256_fmadd_ps(scale, sums, acc[r][a][kAt % 2]);
+    }
   }
 }
 
 struct Avx2 {
-  template <int kBits, int kActs>
-  static void dot(const std::byte* row, int64_t n_blocks, const ActivationRow* acts, float* out, int64_t out_stride) {
+  template <int kBits, int kRows, int kActs>
+  static void dot(const PlaneTile& tile) {
     constexpr int64_t kBlocks = kPlaneGroup / kBlock;
-    __m256 acc[kActs][2];
-    for (int a = 0; a < kActs; ++a) acc[a][0] = acc[a][1] = _mm256_setzero_ps();
-    for (int64_t block = 0; block < n_blocks; block += kBlocks, row += plane_group_bytes(kBits)) {
-      const int64_t n = n_blocks - block;
-      add_block<kBits, kActs, 0>(row, acts, block, acc);
-      if (n > 1) add_block<kBits, kActs, 1>(row, acts, block + 1, acc);
-      if (n > 2) add_block<kBits, kActs, 2>(row, acts, block + 2, acc);
-      if (n > 3) add_block<kBits, kActs, 3>(row, acts, block + 3, acc);
-      if (n > 4) add_block<kBits, kActs, 4>(row, acts, block + 4, acc);
-      if (n > 5) add_block<kBits, kActs, 5>(row, acts, block + 5, acc);
-      if (n > 6) add_block<kBits, kActs, 6>(row, acts, block + 6, acc);
-      if (n > 7) add_block<kBits, kActs, 7>(row, acts, block + 7, acc);
+    __m256 acc[kRows][kActs][2];
+    for (int r = 0; r < kRows; ++r)
+      for (int a = 0; a < kActs; ++a) acc[r][a][0] = acc[r][a][1] = _mm256_setzero_ps();
+    const std::byte* group = tile.rows;
+    const std::byte* coming = tile.coming;
+    for (int64_t block = 0; block < tile.n_blocks; block += kBlocks, group += plane_group_bytes(kBits)) {
+      if constexpr (kRows > 1) coming = prefetch_once(coming, kRows * plane_group_bytes(kBits));
+      const int64_t n = tile.n_blocks - block;
+      add_block<kBits, kRows, kActs, 0>(tile, group, block, acc);
+      if (n > 1) add_block<kBits, kRows, kActs, 1>(tile, group, block + 1, acc);
+      if (n > 2) add_block<kBits, kRows, kActs, 2>(tile, group, block + 2, acc);
+      if (n > 3) add_block<kBits, kRows, kActs, 3>(tile, group, block + 3, acc);
+      if (n > 4) add_block<kBits, kRows, kActs, 4>(tile, group, block + 4, acc);
+      if (n > 5) add_block<kBits, kRows, kActs, 5>(tile, group, block + 5, acc);
+      if (n > 6) add_block<kBits, kRows, kActs, 6>(tile, group, block + 6, acc);
+      if (n > 7) add_block<kBits, kRows, kActs, 7>(tile, group, block + 7, acc);
     }
-    for (int a = 0; a < kActs; ++a) out[a * out_stride] = reduce_lanes(acc[a][0], acc[a][1]);
+    for (int r = 0; r < kRows; ++r)
+      for (int a = 0; a < kActs; ++a) tile.out[a * tile.out_stride + r] = reduce_lanes(acc[r][a][0], acc[r][a][1]);
   }
 };
 

@@ -42,39 +42,50 @@ inline __m512 pair_of(__m512 scales) {
   return _mm512_permutexvar_ps(_mm512_setr_epi32(a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b), scales);
 }
 
-template <int kBits, int kActs, int kPair, bool kTail>
-inline void add_pair(const std::byte* group, const ActivationRow* acts, int64_t block, Extent<kTail> extent,
-                     const __m512* scales, __m512* acc) {
-  const __m512i codes = codes_of<kBits, kPair>(group);
+template <int kBits, int kRows, int kActs, int kPair, bool kTail>
+inline void add_pair(const PlaneTile& tile, const std::byte* group, int64_t block, Extent<kTail> extent,
+                     const __m512* scales, __m512 (*acc)[kActs]) {
+  __m512i codes[kRows];
+  for (int r = 0; r < kRows; ++r) codes[r] = codes_of<kBits, kPair>(group + static_cast<size_t>(r) * tile.stride);
   for (int a = 0; a < kActs; ++a) {
-    const __m512i q = extent.q(acts[a].q + (block + 2 * kPair) * kBlock, kPair);
-    const __m512 sums = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, q));
-    acc[a] = _mm512_fmadd_ps(pair_of<kPair>(scales[a]), sums, acc[a]);
+    const __m512i q = extent.q(tile.acts[a].q + (block + 2 * kPair) * kBlock, kPair);
+    const __m512 scale = pair_of<kPair>(scales[a]);
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 sums = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), codes[r], q));
+      acc[r][a] = _mm512_fmadd_ps(scale, sums, acc[r][a]);
+    }
   }
 }
 
-template <int kBits, int kActs, bool kTail>
-inline void add_group(const std::byte* group, const ActivationRow* acts, int64_t block, Extent<kTail> extent,
-                      __m512* acc) {
+template <int kBits, int kRows, int kActs, bool kTail>
+inline void add_group(const PlaneTile& tile, const std::byte* group, int64_t block, Extent<kTail> extent,
+                      __m512 (*acc)[kActs]) {
   __m512 scales[kActs];
-  for (int a = 0; a < kActs; ++a) scales[a] = extent.scales(acts[a].scale + block);
-  add_pair<kBits, kActs, 0>(group, acts, block, extent, scales, acc);
-  add_pair<kBits, kActs, 1>(group, acts, block, extent, scales, acc);
-  add_pair<kBits, kActs, 2>(group, acts, block, extent, scales, acc);
-  add_pair<kBits, kActs, 3>(group, acts, block, extent, scales, acc);
+  for (int a = 0; a < kActs; ++a) scales[a] = extent.scales(tile.acts[a].scale + block);
+  add_pair<kBits, kRows, kActs, 0>(tile, group, block, extent, scales, acc);
+  add_pair<kBits, kRows, kActs, 1>(tile, group, block, extent, scales, acc);
+  add_pair<kBits, kRows, kActs, 2>(tile, group, block, extent, scales, acc);
+  add_pair<kBits, kRows, kActs, 3>(tile, group, block, extent, scales, acc);
 }
 
 struct Avx512 {
-  template <int kBits, int kActs>
-  static void dot(const std::byte* row, int64_t n_blocks, const ActivationRow* acts, float* out, int64_t out_stride) {
+  template <int kBits, int kRows, int kActs>
+  static void dot(const PlaneTile& tile) {
     constexpr int64_t kBlocks = kPlaneGroup / kBlock;
-    __m512 acc[kActs];
-    for (int a = 0; a < kActs; ++a) acc[a] = _mm512_setzero_ps();
+    __m512 acc[kRows][kActs];
+    for (int r = 0; r < kRows; ++r)
+      for (int a = 0; a < kActs; ++a) acc[r][a] = _mm512_setzero_ps();
+    const std::byte* group = tile.rows;
+    const std::byte* coming = tile.coming;
     int64_t block = 0;
-    for (; block + kBlocks <= n_blocks; block += kBlocks, row += plane_group_bytes(kBits))
-      add_group<kBits, kActs>(row, acts, block, Extent<false>{kBlocks}, acc);
-    if (block < n_blocks) add_group<kBits, kActs>(row, acts, block, Extent<true>{n_blocks - block}, acc);
-    for (int a = 0; a < kActs; ++a) out[a * out_stride] = reduce_lanes(acc[a]);
+    for (; block + kBlocks <= tile.n_blocks; block += kBlocks, group += plane_group_bytes(kBits)) {
+      if constexpr (kRows > 1) coming = prefetch_once(coming, kRows * plane_group_bytes(kBits));
+      add_group<kBits, kRows, kActs>(tile, group, block, Extent<false>{kBlocks}, acc);
+    }
+    if (block < tile.n_blocks)
+      add_group<kBits, kRows, kActs>(tile, group, block, Extent<true>{tile.n_blocks - block}, acc);
+    for (int r = 0; r < kRows; ++r)
+      for (int a = 0; a < kActs; ++a) tile.out[a * tile.out_stride + r] = reduce_lanes(acc[r][a]);
   }
 };
 

@@ -24,23 +24,29 @@ inline void unpack(const std::byte* row, int64_t block, uint8_t* codes) {
 }
 
 struct Generic {
+  template <int kBits, int kRows, int kActs>
+  static void dot(const PlaneTile& tile) {
+    for (int r = 0; r < kRows; ++r)
+      dot_row<kBits, kActs>(tile.rows + static_cast<size_t>(r) * tile.stride, tile, tile.out + r);
+  }
+
   template <int kBits, int kActs>
-  static void dot(const std::byte* row, int64_t n_blocks, const ActivationRow* acts, float* out, int64_t out_stride) {
+  static void dot_row(const std::byte* row, const PlaneTile& tile, float* out) {
     float lane[kActs][kLanes] = {};
-    for (int64_t block = 0; block < n_blocks; ++block) {
+    for (int64_t block = 0; block < tile.n_blocks; ++block) {
       uint8_t codes[kBlock];
       unpack<kBits>(row, block, codes);
       for (int a = 0; a < kActs; ++a) {
-        const int8_t* q = acts[a].q + block * kBlock;
+        const int8_t* q = tile.acts[a].q + block * kBlock;
         float* lanes = lane[a] + block % 2 * 8;
         for (int i = 0; i < 8; ++i) {
           int32_t sum = 0;
           for (int j = 4 * i; j < 4 * i + 4; ++j) sum += codes[j] * q[j];
-          lanes[i] = fma1(acts[a].scale[block], static_cast<float>(sum), lanes[i]);
+          lanes[i] = fma1(tile.acts[a].scale[block], static_cast<float>(sum), lanes[i]);
         }
       }
     }
-    for (int a = 0; a < kActs; ++a) out[a * out_stride] = reduce_lanes(lane[a]);
+    for (int a = 0; a < kActs; ++a) out[a * tile.out_stride] = reduce_lanes(lane[a]);
   }
 };
 
