@@ -27,6 +27,7 @@
 namespace hotset {
 
 class EngineImpl;
+class Predictor;
 class UnitObserver;
 class SequenceState;
 
@@ -103,6 +104,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   const Model& model() const;
   EngineInfo info() const;
   UnitCounts unit_counts() const;  // of exact and predict steps since the engine was made
+  const Predictor* predictor() const;  // of mode predict, else nullptr; lives as long as the engine
   Session open_session();
 
   // Tokens to add to one session in a step, and which of their logits are wanted.

@@ -46,6 +46,7 @@ class EngineImpl {
   EngineImpl(std::shared_ptr<const Model> model, const EngineOptions& options);
 
   EngineInfo info() const;
+  const Predictor* predictor() const { return predictor_.get(); }
   UnitCounts unit_counts() const { return executor_->unit_counts(); }
   void advance(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states,
                const StopCheck& stop);

@@ -70,14 +70,15 @@ Predictor::Predictor(const Weights& weights, const PredictorSpec& spec, int32_t 
   if (has_planes) description_ += cat(":", spec.n_bits);
   for (size_t i = 0; i < layers_.size(); ++i) {
     Layer& layer = layers_[i];
+    layer.z = spec.thresholds[i];
     if (has_planes) {
-      layer.n_bits = spec.n_bits, layer.z = spec.thresholds[i];
+      layer.n_bits = spec.n_bits;
       const LayerWeights& w = weights.layers[i];
       make_planes(w.ffn_gate ? w.ffn_gate : w.ffn_up, layer, pool);
     } else if (sidecar_->predictor()->layers[i].fc1) {
       layer.has_relu = spec.kind == PredictorKind::kMlp;
       order_factors(sidecar_->predictor()->layers[i], sidecar_->units_by_slot(static_cast<int64_t>(i)),
-                    spec.thresholds[i], layer);
+                    layer);
     }
     for (const NamedTensor* each : {&layer.planes, &layer.low, &layer.step, &layer.error, &layer.fc1, &layer.fc2,
                                     &layer.bias})
@@ -124,7 +125,7 @@ void Predictor::make_planes(const NamedTensor& detect, Layer& layer, ThreadPool&
 }
 
 void Predictor::order_factors(const SidecarPredictor::Layer& stored, const std::vector<int32_t>& units,
-                              float threshold, Layer& layer) {
+                              Layer& layer) {
   const TensorView& from = stored.fc2.view;
   const size_t n_units = units.size();
   std::byte* const rows = take(from.size_bytes() + (n_units + 1) * sizeof(float));
@@ -134,7 +135,7 @@ void Predictor::order_factors(const SidecarPredictor::Layer& stored, const std::
     std::memcpy(rows + unit * from.row_stride, from.row(static_cast<int64_t>(slot)), from.row_stride);
     float value = 0;
     if (stored.bias) std::memcpy(&value, stored.bias.view.data + slot * sizeof(float), sizeof value);
-    bias[unit] = value + threshold;
+    bias[unit] = value + layer.z;
   }
   layer.fc1 = stored.fc1;
   layer.fc2 = stored.fc2;

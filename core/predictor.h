@@ -36,7 +36,7 @@ class Predictor {
   // A layer has planes, or factors, or neither: then it runs exactly.
   struct Layer {
     int n_bits = 0;
-    float z = 0;
+    float z = 0;  // the threshold, which is part of the margins
     NamedTensor planes, low, step, error;  // operands of op::Predict
     NamedTensor fc1, fc2, bias;            // margins = fc2 act(fc1 x) + bias, the threshold added to the bias
     bool has_relu = false;                 // act(x) = max(x, 0), else x
@@ -53,8 +53,7 @@ class Predictor {
 
  private:
   void make_planes(const NamedTensor& detect, Layer& layer, ThreadPool& pool);
-  void order_factors(const SidecarPredictor::Layer& stored, const std::vector<int32_t>& units, float threshold,
-                     Layer& layer);
+  void order_factors(const SidecarPredictor::Layer& stored, const std::vector<int32_t>& units, Layer& layer);
   std::byte* take(size_t n_bytes);
 
   std::vector<Layer> layers_;

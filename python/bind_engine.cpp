@@ -112,6 +112,7 @@ nb::dict stats(const NativeEngine& self) {
   out["device"] = info.device;
   out["isa"] = info.isa;
   out["mode"] = info.mode;
+  out["predictor"] = info.predictor;
   out["kv_type"] = info.kv_type;
   out["n_threads"] = info.n_threads;
   out["n_ctx"] = info.n_ctx;
@@ -119,7 +120,12 @@ nb::dict stats(const NativeEngine& self) {
   out["weight_bytes_per_token"] = info.weight_bytes_per_token;
   out["skippable_bytes_per_token"] = info.skippable_bytes_per_token;
   out["relayout_bytes"] = info.relayout_bytes;
-  out["active_share"] = self.engine()->unit_counts().share();
+  out["detect_bytes_per_token"] = info.detect_bytes_per_token;
+  out["predictor_bytes"] = info.predictor_bytes;
+  out["predictor_bytes_per_token"] = info.predictor_bytes_per_token;
+  const UnitCounts counts = self.engine()->unit_counts();
+  out["active_share"] = counts.share();
+  out["over_selection"] = info.predictor.empty() ? std::nullopt : counts.over_selection();
   out["kv_bytes_per_position"] = info.kv_bytes_per_position;
   out["buffer_bytes"] = info.buffer_bytes;
   return out;
@@ -143,10 +149,13 @@ void bind_engine(nb::module_& module) {
       .def(
           "__init__",
           [](NativeEngine* self, const std::string& path, const std::string& activation, const std::string& mode,
-             const std::string& device, const std::string& kv_type, const std::string& pin, int64_t n_ctx,
-             int32_t n_threads, int32_t n_batch, const Log& log) {
+             const std::string& predictor, const std::string& sidecar, const std::string& device,
+             const std::string& kv_type, const std::string& pin, int64_t n_ctx, int32_t n_threads, int32_t n_batch,
+             const Log& log) {
             EngineOptions options;
             options.mode = mode;
+            options.predictor = predictor;
+            options.sidecar = sidecar;
             options.device = device;
             options.kv_type = kv_type;
             options.pin = pin;
@@ -155,9 +164,9 @@ void bind_engine(nb::module_& module) {
             options.n_batch = n_batch;
             load_engine(self, path, activation, std::move(options), log);
           },
-          nb::arg("path"), nb::kw_only(), nb::arg("activation"), nb::arg("mode"), nb::arg("device"),
-          nb::arg("kv_type"), nb::arg("pin"), nb::arg("n_ctx"), nb::arg("n_threads"), nb::arg("n_batch"),
-          nb::arg("log"))
+          nb::arg("path"), nb::kw_only(), nb::arg("activation"), nb::arg("mode"), nb::arg("predictor"),
+          nb::arg("sidecar"), nb::arg("device"), nb::arg("kv_type"), nb::arg("pin"), nb::arg("n_ctx"),
+          nb::arg("n_threads"), nb::arg("n_batch"), nb::arg("log"))
       .def("tokenize", &tokenize, nb::arg("text"), nb::arg("add_special"), nb::arg("parse_special"))
       .def("detokenize", &detokenize, nb::arg("ids"), nb::arg("special"))
       .def("logits", &logits, nb::arg("tokens"), "Logits (n_tokens, n_vocab) of every position.")

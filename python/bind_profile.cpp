@@ -1,4 +1,4 @@
-// Binds the profiler: token sequences in, counters out as arrays.
+// Binds the profiler and the calibrator: token sequences in, counters out as arrays.
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -7,6 +7,7 @@
 #include <array>
 #include <span>
 
+#include "core/calibration.h"
 #include "core/profile.h"
 #include "python/bindings.h"
 
@@ -124,9 +125,73 @@ class NativeProfiler {
   std::unique_ptr<Profiler> profiler_;
 };
 
+class NativeCalibrator {
+ public:
+  NativeCalibrator(const NativeEngine& engine, const EngineOptions& options, const SlackBins& bins) {
+    ReleasedGil release;
+    calibrator_ = std::make_unique<Calibrator>(engine.shared_model(), options, bins);
+  }
+  NativeCalibrator(const NativeCalibrator&) = delete;
+  NativeCalibrator& operator=(const NativeCalibrator&) = delete;
+  ~NativeCalibrator() {
+    ReleasedGil release;
+    calibrator_.reset();
+  }
+
+  void add(const Sequences& sequences) {
+    Interrupt interrupt;
+    compute_without_gil(interrupt, [&] { calibrator_->add(sequences, interrupt.stop_check()); });
+  }
+
+  nb::list layers() const {
+    nb::list out;
+    for (const SlackHistogram& layer : calibrator_->layers()) {
+      if (layer.units.empty()) {
+        out.append(nb::none());
+        continue;
+      }
+      const size_t n = layer.units.size();
+      nb::dict arrays;
+      arrays["units"] = joined<uint64_t, 1>({layer.units}, {n});
+      arrays["active"] = joined<uint64_t, 1>({layer.active}, {n});
+      arrays["mass"] = joined<double, 1>({layer.mass}, {n});
+      out.append(arrays);
+    }
+    return out;
+  }
+
+ private:
+  std::unique_ptr<Calibrator> calibrator_;
+};
+
+void bind_calibrator(nb::module_& module) {
+  nb::class_<NativeCalibrator>(module, "Calibrator",
+                               "Counts units by the slack they need to be candidates. Used by one thread at a time.")
+      .def(
+          "__init__",
+          [](NativeCalibrator* self, const NativeEngine& engine, const std::string& predictor,
+             const std::string& sidecar, int64_t n_ctx, int32_t n_threads, int32_t n_batch, double low, double high,
+             int64_t n_bins) {
+            EngineOptions options;
+            options.mode = "predict";
+            options.predictor = predictor;
+            options.sidecar = sidecar;
+            options.n_ctx = n_ctx;
+            options.n_threads = n_threads;
+            options.n_batch = n_batch;
+            new (self) NativeCalibrator(engine, options, {low, high, n_bins});
+          },
+          nb::arg("engine"), nb::kw_only(), nb::arg("predictor"), nb::arg("sidecar"), nb::arg("n_ctx"),
+          nb::arg("n_threads"), nb::arg("n_batch"), nb::arg("low"), nb::arg("high"), nb::arg("n_bins"))
+      .def("add", &NativeCalibrator::add, nb::arg("sequences"))
+      .def("layers", &NativeCalibrator::layers, nb::sig("def layers(self) -> list[dict[str, typing.Any] | None]"),
+           "For each layer arrays (n_bins) `units`, `active` and `mass`; None without a predictor.");
+}
+
 }  // namespace
 
 void bind_profile(nb::module_& module) {
+  bind_calibrator(module);
   nb::class_<NativeProfiler>(module, "Profiler", "Counts the active units of a model. Used by one thread at a time.")
       .def(
           "__init__",

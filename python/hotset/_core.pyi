@@ -18,7 +18,7 @@ def build_commit() -> str:
 class Engine:
     """A loaded model and the engine that runs it."""
 
-    def __init__(self, path: str, *, activation: str, mode: str, device: str, kv_type: str, pin: str, n_ctx: int, n_threads: int, n_batch: int, log: Callable[[bool, str], None]) -> None: ...
+    def __init__(self, path: str, *, activation: str, mode: str, predictor: str, sidecar: str, device: str, kv_type: str, pin: str, n_ctx: int, n_threads: int, n_batch: int, log: Callable[[bool, str], None]) -> None: ...
 
     def tokenize(self, text: bytes, add_special: bool, parse_special: bool) -> list[int]: ...
 
@@ -70,6 +70,16 @@ class Generation:
 
 def kl_divergence(engine: Engine, tokens: Sequence[int], n_ctx: int) -> dict[str, Any]:
     """How far an engine's predictions are from dense ones on the same weights."""
+
+class Calibrator:
+    """Counts units by the slack they need to be candidates. Used by one thread at a time."""
+
+    def __init__(self, engine: Engine, *, predictor: str, sidecar: str, n_ctx: int, n_threads: int, n_batch: int, low: float, high: float, n_bins: int) -> None: ...
+
+    def add(self, sequences: Sequence[Sequence[int]]) -> None: ...
+
+    def layers(self) -> list[dict[str, Any] | None]:
+        """For each layer arrays (n_bins) `units`, `active` and `mass`; None without a predictor."""
 
 class Profiler:
     """Counts the active units of a model. Used by one thread at a time."""

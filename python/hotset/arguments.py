@@ -216,9 +216,10 @@ def size_in_bytes(where: str, name: str, size: int | str | None) -> int | None:
 def load_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Checks the keywords of `Model`; returns those that the native engine takes, as it takes them."""
     native: dict[str, Any] = {}
-    defaults = {"activation": "", "n_ctx": 0, "n_threads": 0}  # what None means
+    defaults = {"activation": "", "predictor": "", "sidecar": "auto", "n_ctx": 0, "n_threads": 0}  # what None means
     given = {name: defaults.get(name) if value is None else value for name, value in given.items()}
-    for name in ("mode", "device", "kv_type", "pin", "activation"):
+    native["sidecar"] = checked_path("Model", "sidecar", given["sidecar"])
+    for name in ("mode", "predictor", "device", "kv_type", "pin", "activation"):
         native[name] = checked_text("Model", name, given[name])
     for name, low, high in [("n_ctx", 0, INT64_MAX), ("n_threads", 0, INT32_MAX), ("n_batch", 1, INT32_MAX)]:
         native[name] = checked_int("Model", name, given[name], low, high)

@@ -40,7 +40,10 @@ class Model:
         n_threads: threads that compute; None = one per physical core.
         pin: "on": each thread on a core of its own; "off"; "auto": off the slower cores of a hybrid CPU.
         n_batch: prompt tokens computed at once.
-        mode: "auto" | "exact" (inactive units are skipped) | "dense".
+        mode: "dense" | "exact": skip inactive units, same results | "predict": do not even look at units that a
+            predictor rules out, at a measured loss | "auto": exact where the activation makes zeros.
+        predictor: with mode "predict", "bit_planes:BITS" or "bit_planes:BITS:Z"; None = that of the sidecar.
+        sidecar: file of predictors and placement; None = the one beside the model, "none" = no file.
         device: "auto" | "cpu" | "cuda".
         kv_type: type of the KV cache: "auto" | "f16" | "q8_0" (half the memory) | "f32".
         kv_place: where the KV cache lives: "auto" | "device" | "host".
@@ -67,6 +70,8 @@ class Model:
         pin: str = "auto",
         n_batch: int = 512,
         mode: str = "auto",
+        predictor: str | None = None,
+        sidecar: str | os.PathLike[str] | None = None,
         device: str = "auto",
         kv_type: str = "auto",
         kv_place: str = "auto",
@@ -80,6 +85,8 @@ class Model:
             {
                 "activation": activation,
                 "mode": mode,
+                "predictor": predictor,
+                "sidecar": sidecar,
                 "device": device,
                 "kv_type": kv_type,
                 "n_ctx": n_ctx,

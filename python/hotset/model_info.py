@@ -17,6 +17,7 @@ class ModelStats:
         device: "cpu" or the GPU's name.
         isa: CPU kernels in use.
         mode: mode in effect.
+        predictor: "bit_planes:2", "low_rank", "mlp"; "" in other modes than "predict".
         kv_type: type of the KV cache in effect.
         n_threads: threads that compute.
         n_ctx: positions a sequence may reach.
@@ -24,7 +25,11 @@ class ModelStats:
         weight_bytes_per_token: bytes of weights that one token reads when no unit is skipped.
         skippable_bytes_per_token: those of them that mode "exact" reads for active units only.
         relayout_bytes: bytes made at load for mode "exact", in place of as much of the mapped file.
+        detect_bytes_per_token: those of them that mode "predict" reads for candidates only.
+        predictor_bytes: bytes made at load for mode "predict".
+        predictor_bytes_per_token: bytes that mode "predict" reads besides.
         active_share: share of units that were active in exact steps so far; None before the first.
+        over_selection: candidates for each active unit in mode "predict" so far; None in other modes.
         kv_bytes_per_position: bytes of KV cache that one position takes.
         buffer_bytes: bytes of activations and scratch.
     """
@@ -35,6 +40,7 @@ class ModelStats:
     device: str
     isa: str
     mode: str
+    predictor: str
     kv_type: str
     n_threads: int
     n_ctx: int
@@ -42,7 +48,11 @@ class ModelStats:
     weight_bytes_per_token: int
     skippable_bytes_per_token: int
     relayout_bytes: int
+    detect_bytes_per_token: int
+    predictor_bytes: int
+    predictor_bytes_per_token: int
     active_share: float | None
+    over_selection: float | None
     kv_bytes_per_position: int
     buffer_bytes: int
 
