@@ -114,8 +114,8 @@ PlaneFit encode_planes(const float* weights, int64_t n, int n_bits, std::byte* o
   PlaneFit fit{static_cast<float>(levels.low), static_cast<float>(levels.step), 0};
   const double squares = sum_of(n, [&](int64_t i) {
     const double code = static_cast<double>(codes[static_cast<size_t>(i)]);
-    const double rest = static_cast<double>(weights[i]) -
-                        (static_cast<double>(fit.low) + static_cast<double>(fit.step) * code);
+    const double rest =
+        static_cast<double>(weights[i]) - (static_cast<double>(fit.low) + static_cast<double>(fit.step) * code);
     return rest * rest;
   });
   fit.error = static_cast<float>(std::sqrt(squares));

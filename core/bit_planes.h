@@ -1,8 +1,9 @@
 // Weights of 1 to 3 bits: a coarse copy of a detect matrix, from which the units that may be active are predicted.
 //
-// A weight is taken for low + step * code with a row's own low and step. A row is cut into groups of 256 codes, the last
-// one filled up with zeros. A group holds the two low bits of its codes in 64 bytes, code i in bits 2 * (i / 64) and above
-// of byte i % 64, then (3 bits) or instead (1 bit) one more bit in 32 bytes, that of code i in bit i % 8 of byte i / 8.
+// A weight is taken for low + step * code with a row's own low and step. A row is cut into groups of 256 codes, the
+// last one filled up with zeros. A group holds the two low bits of its codes in 64 bytes, code i in bits 2 * (i / 64)
+// and above of byte i % 64, then (3 bits) or instead (1 bit) one more bit in 32 bytes, that of code i in bit i % 8 of
+// byte i / 8.
 #pragma once
 
 #include <cstddef>

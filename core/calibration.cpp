@@ -14,8 +14,8 @@ namespace {
 
 constexpr int64_t kMostBins = 1 << 20;
 
-// Counts of some units of a layer. A task shows the same units step after step, and rows come in order, so that the order
-// in which masses are added does not depend on threads; blocks are joined in order of units.
+// Counts of some units of a layer. A task shows the same units step after step, and rows come in order, so that the
+// order in which masses are added does not depend on threads; blocks are joined in order of units.
 using BlockHistograms = std::map<int64_t, SlackHistogram>;  // by first unit
 
 void add_to(SlackHistogram& sum, const SlackHistogram& part) {

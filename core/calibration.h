@@ -11,9 +11,9 @@
 namespace hotset {
 
 // Units and tokens of a layer by their slack: the threshold from which on a unit is a candidate for a token, in what is
-// added to margins (with bit planes: deviations of their error). Bin i counts slacks within low + i * width and the next
-// bin's begin; the first also those below and NaN, which is always a candidate, the last also those above. A threshold at
-// the end of bin i proposes what bins 0 to i count.
+// added to margins (with bit planes: deviations of their error). Bin i counts slacks within low + i * width and the
+// next bin's begin; the first also those below and NaN, which is always a candidate, the last also those above. A
+// threshold at the end of bin i proposes what bins 0 to i count.
 struct SlackHistogram {
   std::vector<uint64_t> units;   // (n_bins)
   std::vector<uint64_t> active;  // (n_bins) those that fired

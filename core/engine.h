@@ -49,8 +49,9 @@ struct EngineOptions {
   int32_t n_sequences = 0;       // sequences that may be open at n_ctx each; 0 = no fixed number, memory is the limit
   std::string kv_type = "auto";  // "f16", "f32", "auto": f32 for models whose weights are all F32, else f16; or "q8_0":
                                  // half of f16's memory, heads of a multiple of 32 elements
-  // "dense" | "exact": skip inactive units, same results (on a standard file, as after `hotset quantize`) | "predict": do
-  // not even look at units that a predictor rules out, at a measured loss | "auto": exact where the activation makes zeros
+  // "dense" | "exact": skip inactive units, same results (on a standard file, as after `hotset quantize`) | "predict":
+  // do not even look at units that a predictor rules out, at a measured loss | "auto": exact where the activation makes
+  // zeros
   std::string mode = "auto";
   // With mode "predict": "bit_planes:BITS" or "bit_planes:BITS:Z", see parse_predictor; "" = that of the sidecar.
   std::string predictor{};
@@ -61,8 +62,8 @@ struct EngineOptions {
   // Weights that this engine of the same model laid out anew at load are used, in dense mode too: dense results on the
   // very weights of an exact engine. nullptr = the file's, laid out anew where the mode needs it.
   std::shared_ptr<const Engine> weights_from{};
-  // Sees every unit of every row (core/device.h) and must outlive the engine. All units are computed: mode dense, auto or,
-  // to see the margins of a predictor too, predict.
+  // Sees every unit of every row (core/device.h) and must outlive the engine. All units are computed: mode dense, auto
+  // or, to see the margins of a predictor too, predict.
   UnitObserver* observer = nullptr;
   LogSink log{};
 };

@@ -35,8 +35,8 @@ void check_options(const EngineOptions& options) {
   if (options.mode != "auto" && options.mode != "dense" && options.mode != "exact" && options.mode != "predict")
     fail_option("mode", "auto, dense, exact or predict", quoted(options.mode));
   if (!options.predictor.empty() && options.mode != "predict")
-    throw std::invalid_argument(error_text("engine", "predictor", "none, or mode predict", "mode " + quoted(options.mode),
-                                           "add --mode predict or drop the predictor"));
+    throw std::invalid_argument(error_text("engine", "predictor", "none, or mode predict",
+                                           "mode " + quoted(options.mode), "add --mode predict or drop the predictor"));
   if (options.kv_type != "auto" && options.kv_type != "f16" && options.kv_type != "f32" && options.kv_type != "q8_0")
     fail_option("kv_type", "auto, f16, q8_0 or f32", quoted(options.kv_type));
   if (options.pin != "auto" && options.pin != "on" && options.pin != "off")
@@ -152,8 +152,8 @@ std::unique_ptr<const Predictor> EngineImpl::make_predictor(const EngineOptions&
   if (!options.predictor.empty()) {
     spec = parse_predictor(options.predictor, model->config().n_layer);
     log_to(options.log, LogLevel::kWarning,
-           cat("[engine] predictor ", options.predictor, " is not calibrated on this model; `hotset kld --mode predict` "
-               "shows what it loses"));
+           cat("[engine] predictor ", options.predictor, " is not calibrated on this model; `hotset kld --mode ",
+               "predict` shows what it loses"));
   } else {
     const std::string beside = Sidecar::path_beside(model->path());
     std::error_code ignored;

@@ -16,8 +16,8 @@ enum class Activation {
 // Whether a unit's output is exactly zero for part of its inputs, so that it can be skipped without loss.
 inline bool is_sparse(Activation activation) { return activation != Activation::kSilu; }
 
-// What a unit list holds: units that a predictor proposes, or those that fire. Only the latter are counted, together with
-// the units that they were chosen from.
+// What a unit list holds: units that a predictor proposes, or those that fire. Only the latter are counted, together
+// with the units that they were chosen from.
 enum class UnitSet { kCandidates, kActive };
 enum class Positions { kRope, kLearned };            // rotated queries and keys, or a table added to the embedding
 enum class RopeLayout { kInterleaved, kHalfSplit };  // GGUF "NORM" and "NEOX"

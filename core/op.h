@@ -92,8 +92,8 @@ struct Activate {
 
 // out (n_ff) = the margin of each unit: its detect value estimated from the bit planes of the detect matrix
 // (core/bit_planes.h), plus its share of slack for the estimate's error, which is z deviations where inputs are like
-// noise: bias + sum over columns of (low + step * code) * in + z * error * norm2(in). A unit whose margin is not <= 0 may
-// be active. `in` is read as its 8-bit blocks.
+// noise: bias + sum over columns of (low + step * code) * in + z * error * norm2(in). A unit whose margin is not <= 0
+// may be active. `in` is read as its 8-bit blocks.
 struct Predict {
   int32_t n_bits;           // 1 to kMaxPlaneBits
   float z;                  // may be infinite: every unit, or none
@@ -171,7 +171,7 @@ inline int64_t unit_range_begin(int64_t n_ff, int64_t range) {
 
 // A closed set: a device that lacks an op does not compile.
 using Op = std::variant<op::Embed, op::EmbedPosition, op::Norm, op::MatMul, op::RopeAngles, op::Rope, op::StoreKv,
-                        op::Attention, op::Activate, op::Predict, op::Detect, op::SelectUnits, op::SparseFfn, op::Observe,
-                        op::Add, op::SelectRows>;
+                        op::Attention, op::Activate, op::Predict, op::Detect, op::SelectUnits, op::SparseFfn,
+                        op::Observe, op::Add, op::SelectRows>;
 
 }  // namespace hotset

@@ -77,11 +77,10 @@ Predictor::Predictor(const Weights& weights, const PredictorSpec& spec, int32_t 
       make_planes(w.ffn_gate ? w.ffn_gate : w.ffn_up, layer, pool);
     } else if (sidecar_->predictor()->layers[i].fc1) {
       layer.has_relu = spec.kind == PredictorKind::kMlp;
-      order_factors(sidecar_->predictor()->layers[i], sidecar_->units_by_slot(static_cast<int64_t>(i)),
-                    layer);
+      order_factors(sidecar_->predictor()->layers[i], sidecar_->units_by_slot(static_cast<int64_t>(i)), layer);
     }
-    for (const NamedTensor* each : {&layer.planes, &layer.low, &layer.step, &layer.error, &layer.fc1, &layer.fc2,
-                                    &layer.bias})
+    for (const NamedTensor* each :
+         {&layer.planes, &layer.low, &layer.step, &layer.error, &layer.fc1, &layer.fc2, &layer.bias})
       token_bytes_ += each->view.size_bytes();
   }
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
@@ -112,20 +111,19 @@ void Predictor::make_planes(const NamedTensor& detect, Layer& layer, ThreadPool&
     for (int64_t first = kRowsAtOnce * next++; first < n_rows; first = kRowsAtOnce * next++)
       for (int64_t row = first; row < std::min(first + kRowsAtOnce, n_rows); ++row) {
         dequantize_row(matrix.dtype, matrix.row(row), n, values.data());
-        const PlaneFit fit =
-            encode_planes(values.data(), n, layer.n_bits, rows + static_cast<size_t>(row) * stride);
+        const PlaneFit fit = encode_planes(values.data(), n, layer.n_bits, rows + static_cast<size_t>(row) * stride);
         low[row] = fit.low, step[row] = fit.step;
         error[row] = static_cast<float>(static_cast<double>(fit.error) * norm);
       }
   });
-  layer.planes = {cat(detect.name, ".planes"), TensorView{rows, DType::kI8, static_cast<int64_t>(stride), n_rows, stride}};
+  layer.planes = {cat(detect.name, ".planes"),
+                  TensorView{rows, DType::kI8, static_cast<int64_t>(stride), n_rows, stride}};
   layer.low = vector_of(detect.name + ".low", low, n_rows);
   layer.step = vector_of(detect.name + ".step", step, n_rows);
   layer.error = vector_of(detect.name + ".error", error, n_rows);
 }
 
-void Predictor::order_factors(const SidecarPredictor::Layer& stored, const std::vector<int32_t>& units,
-                              Layer& layer) {
+void Predictor::order_factors(const SidecarPredictor::Layer& stored, const std::vector<int32_t>& units, Layer& layer) {
   const TensorView& from = stored.fc2.view;
   const size_t n_units = units.size();
   std::byte* const rows = take(from.size_bytes() + (n_units + 1) * sizeof(float));

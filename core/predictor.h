@@ -29,14 +29,14 @@ PredictorSpec parse_predictor(const std::string& text, int64_t n_layer);
 // The predictor of a sidecar. Throws Error when it has none.
 PredictorSpec predictor_of(std::shared_ptr<const Sidecar> sidecar);
 
-// Owns what predictors read that no file holds: bit planes, coded from the detect matrices at load, and factors whose rows
-// stand in order of slots, put in order of units.
+// Owns what predictors read that no file holds: bit planes, coded from the detect matrices at load, and factors whose
+// rows stand in order of slots, put in order of units.
 class Predictor {
  public:
   // A layer has planes, or factors, or neither: then it runs exactly.
   struct Layer {
     int n_bits = 0;
-    float z = 0;  // the threshold, which is part of the margins
+    float z = 0;                           // the threshold, which is part of the margins
     NamedTensor planes, low, step, error;  // operands of op::Predict
     NamedTensor fc1, fc2, bias;            // margins = fc2 act(fc1 x) + bias, the threshold added to the bias
     bool has_relu = false;                 // act(x) = max(x, 0), else x
@@ -47,8 +47,8 @@ class Predictor {
   Predictor(const Weights& weights, const PredictorSpec& spec, int32_t n_threads, const LogSink& log);
 
   const std::vector<Layer>& layers() const { return layers_; }
-  uint64_t n_bytes() const { return n_bytes_; }                // in memory
-  uint64_t bytes_per_token() const { return token_bytes_; }    // read by each decode token
+  uint64_t n_bytes() const { return n_bytes_; }                    // in memory
+  uint64_t bytes_per_token() const { return token_bytes_; }        // read by each decode token
   const std::string& description() const { return description_; }  // "bit_planes:2"
 
  private:

@@ -148,8 +148,7 @@ class SidecarReader {
     const GgufTensor* fc1 = file_.find_tensor(prefix + "fc1.weight");
     if (!fc1) return {};
     const int64_t rank = fc1->shape.ne[1];
-    if (rank < 1 || rank > kMaxRank)
-      fail("rank of tensor " + quoted(fc1->name), cat("1 to ", kMaxRank), cat(rank));
+    if (rank < 1 || rank > kMaxRank) fail("rank of tensor " + quoted(fc1->name), cat("1 to ", kMaxRank), cat(rank));
     if (out_->units_[static_cast<size_t>(layer)].empty())
       fail(cat("tensor \"blk.", layer, ".unit_of_slot\""), "the order of the predictor's rows", "nothing");
     return {matrix(prefix + "fc1.weight", config_.n_embd, rank), matrix(prefix + "fc2.weight", rank, config_.n_ff),

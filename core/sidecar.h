@@ -55,8 +55,8 @@ struct SidecarPlacement {
 // A parsed sidecar; views point into its mapping. Immutable, may be shared by threads.
 class Sidecar {
  public:
-  // Reads the sidecar of a model with this configuration and fingerprint. Throws Error (cannot be opened), ModelFormatError
-  // (not a sidecar, damaged, of another model). Unknown keys and tensors are ignored.
+  // Reads the sidecar of a model with this configuration and fingerprint. Throws Error (cannot be opened),
+  // ModelFormatError (not a sidecar, damaged, of another model). Unknown keys and tensors are ignored.
   static std::shared_ptr<const Sidecar> load(const std::string& path, const ModelConfig& config,
                                              const std::string& fingerprint);
   // The same from a parsed file, whose memory the caller keeps alive.

@@ -19,7 +19,8 @@ EngineOptions by(const std::string& predictor, int32_t n_threads = 2) {
 }
 
 // Candidates and active ones among them that a run at this threshold counts.
-UnitCounts counts_at(const std::shared_ptr<const Model>& model, const Sequences& sequences, const std::string& predictor) {
+UnitCounts counts_at(const std::shared_ptr<const Model>& model, const Sequences& sequences,
+                     const std::string& predictor) {
   const auto engine = Engine::create(model, by(predictor));
   for (const auto& sequence : sequences) engine->open_session().prefill(sequence);
   return engine->unit_counts();
@@ -44,7 +45,8 @@ TEST_CASE("calibration: bins add up to what a run with that threshold counts") {
       CAPTURE(n_bits);
       CAPTURE(end);
       const UnitCounts counts = counts_at(model, sequences, cat("bit_planes:", n_bits, ":", -4 + end / 8.0));
-      const auto near = [](uint64_t got, uint64_t expected) {  // slacks are rounded: some lie on the other side of an end
+      const auto near = [](uint64_t got,
+                           uint64_t expected) {  // slacks are rounded: some lie on the other side of an end
         return std::fabs(static_cast<double>(got) - static_cast<double>(expected)) <= 2;
       };
       CHECK(near(sum_to(layers[0].units, static_cast<size_t>(end)), counts.candidates));
@@ -105,7 +107,8 @@ TEST_CASE("calibration: what cannot be calibrated, and a pass that fails counts 
   CHECK_THROWS_AS(Calibrator(model, by("bit_planes:2"), {1, 1, 8}), std::invalid_argument);
   CHECK_THROWS_AS(Calibrator(model, by("bit_planes:2"), {0, 1, 1}), std::invalid_argument);
   CHECK_THROWS_AS(Calibrator(model, by("bit_planes:2"), {0, HUGE_VAL, 8}), std::invalid_argument);
-  CHECK_THROWS_AS(Calibrator(load_tiny({.activation = Activation::kSilu}), by("bit_planes:2"), {}), UnsupportedModelError);
+  CHECK_THROWS_AS(Calibrator(load_tiny({.activation = Activation::kSilu}), by("bit_planes:2"), {}),
+                  UnsupportedModelError);
   Calibrator calibrator(model, by("bit_planes:2:0"), {});
   CHECK(calibrator.layers()[0].units.empty());
   const Sequences sequences = {random_tokens(6, 30, 270)};

@@ -1,5 +1,5 @@
-// Bit planes: how rows are coded, and the kernels of every instruction set against the canonical rules, bit for bit, and
-// against sums in double.
+// Bit planes: how rows are coded, and the kernels of every instruction set against the canonical rules, bit for bit,
+// and against sums in double.
 #include "core/bit_planes.h"
 #include "tests/cpp/block_kernel_util.h"
 #include "tests/cpp/util.h"
@@ -18,8 +18,8 @@ std::vector<float> normal_row(int64_t n, float mean, std::mt19937& rng) {
 double error_norm(const std::vector<float>& w, const std::byte* row, int n_bits, const PlaneFit& fit) {
   double sum = 0;
   for (size_t i = 0; i < w.size(); ++i) {
-    const double level = static_cast<double>(fit.low) +
-                         static_cast<double>(fit.step) * plane_code(row, n_bits, static_cast<int64_t>(i));
+    const double level =
+        static_cast<double>(fit.low) + static_cast<double>(fit.step) * plane_code(row, n_bits, static_cast<int64_t>(i));
     sum += (static_cast<double>(w[i]) - level) * (static_cast<double>(w[i]) - level);
   }
   return std::sqrt(sum);
@@ -102,8 +102,8 @@ TEST_CASE("plane kernels: dots follow the rule bit for bit, whatever is computed
             INFO("isa ", isa, " bits ", n_bits, " n ", n, " acts ", n_acts, " fill ", static_cast<int>(fill));
             std::vector<float> out(static_cast<size_t>(n_acts * kRows), -1.0f);
             const auto compute = [&](int64_t first, int64_t n_rows) {
-              kernels_for(isa.c_str()).plane_dots[n_bits - 1](
-                  {w, first, n_rows, problem.acts.data(), n_acts, out.data() + first, kRows});
+              kernels_for(isa.c_str())
+                  .plane_dots[n_bits - 1]({w, first, n_rows, problem.acts.data(), n_acts, out.data() + first, kRows});
             };
             compute(0, 4), compute(4, 0), compute(4, kRows - 4);
             for (int64_t a = 0; a < n_acts; ++a)
@@ -133,8 +133,8 @@ TEST_CASE("plane kernels: margins follow the formula bit for bit") {
         for (int i = 0; i < 5; ++i) in.push_back(make_floats(n, Fill::kPlain, rng));
         std::vector<float> expected;
         for (size_t i = 0; i < static_cast<size_t>(n); ++i)
-          expected.push_back(std::fma(
-              in[1][i], in[4][i], std::fma(in[0][i], 0.3f, std::fma(in[2][i], slack, has_bias ? in[3][i] : 0.0f))));
+          expected.push_back(std::fma(in[1][i], in[4][i],
+                                      std::fma(in[0][i], 0.3f, std::fma(in[2][i], slack, has_bias ? in[3][i] : 0.0f))));
         for (const std::string& isa : isas()) {
           std::vector<float> margins = in[4];
           kernels_for(isa.c_str())

@@ -28,7 +28,8 @@ struct Family {
   const char* arch;
   Activation activation;
 };
-constexpr Family kFamilies[] = {{"llama", Activation::kRelu}, {"arcee", Activation::kRelu2}, {"opt", Activation::kRelu}};
+constexpr Family kFamilies[] = {
+    {"llama", Activation::kRelu}, {"arcee", Activation::kRelu2}, {"opt", Activation::kRelu}};
 
 TinySpec spec_of(const Family& family, DType dtype) {
   TinySpec spec{.arch = family.arch, .n_ctx = 96, .dtype = dtype, .activation = family.activation, .biases = true};
@@ -146,7 +147,8 @@ TEST_CASE("predict: margins, candidates and detect values are what the definitio
     options.predictor = &predictor;
     const Plan plan = build_plan(model->config(), model->weights(), options);
     const std::string text = dump(plan);
-    CHECK(text.find("margins = Predict(2 bits of blk.0.ffn_gate.weight.planes I8 + blk.0.ffn_gate.bias, z 0.25; x_norm)") !=
+    CHECK(text.find(
+              "margins = Predict(2 bits of blk.0.ffn_gate.weight.planes I8 + blk.0.ffn_gate.bias, z 0.25; x_norm)") !=
           std::string::npos);
     CHECK(text.find("candidates = SelectUnits(margins)") != std::string::npos);
     CHECK(text.find("detected = Detect(candidates; blk.0.ffn_gate.weight") != std::string::npos);
@@ -184,14 +186,16 @@ TEST_CASE("predict: margins, candidates and detect values are what the definitio
       const float* margins = program->buffer(op.out) + row * stride(n_ff);
       const float* detected = program->buffer(detect.out) + row * stride(n_ff);
       double squares = 0, largest = 0;
-      for (int64_t i = 0; i < n_embd; ++i) squares += static_cast<double>(x[i]) * x[i], largest = std::max(largest, std::fabs(static_cast<double>(x[i])));
+      for (int64_t i = 0; i < n_embd; ++i)
+        squares += static_cast<double>(x[i]) * x[i], largest = std::max(largest, std::fabs(static_cast<double>(x[i])));
       std::vector<int32_t> candidates, active;
       for (int32_t unit = 0; unit < n_ff; ++unit) {
         dequantize_row(gate.dtype, gate.row(unit), n_embd, w.data());
         const PlaneFit fit = encode_planes(w.data(), n_embd, 2, planes.data());
         double estimate = 0, exact = 0, size = 0;
         for (int64_t i = 0; i < n_embd; ++i) {
-          const double level = static_cast<double>(fit.low) + static_cast<double>(fit.step) * plane_code(planes.data(), 2, i);
+          const double level =
+              static_cast<double>(fit.low) + static_cast<double>(fit.step) * plane_code(planes.data(), 2, i);
           estimate += level * x[i], exact += static_cast<double>(w[static_cast<size_t>(i)]) * x[i];
           size += std::fabs(level) + std::fabs(static_cast<double>(w[static_cast<size_t>(i)]));
         }
@@ -287,14 +291,17 @@ TEST_CASE("predict: lint sees a missing step, a wrong list and planes of another
 
 TEST_CASE("predict: bad options") {
   const auto model = load_tiny({});
-  for (const char* text : {"bit_planes", "bit_planes:", "bit_planes:0", "bit_planes:4", "bit_planes:22", "bit_planes:2:",
-                           "bit_planes:2:x", "bit_planes:2:nan", "bit_planes:2:1 ", "bit_planes:2;1", "oracle", "\xff"}) {
+  for (const char* text :
+       {"bit_planes", "bit_planes:", "bit_planes:0", "bit_planes:4", "bit_planes:22", "bit_planes:2:", "bit_planes:2:x",
+        "bit_planes:2:nan", "bit_planes:2:1 ", "bit_planes:2;1", "oracle", "\xff"}) {
     CAPTURE(text);
     CHECK_THROWS_AS(Engine::create(model, predict(text)), std::invalid_argument);
   }
-  CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .mode = "exact", .predictor = "bit_planes:2"}), std::invalid_argument);
+  CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .mode = "exact", .predictor = "bit_planes:2"}),
+                  std::invalid_argument);
   CHECK_THROWS_AS(Engine::create(model, {.n_threads = 1, .mode = "predict"}), Error);
-  CHECK_THROWS_AS(Engine::create(load_tiny({.activation = Activation::kSilu}), predict("bit_planes:2")), UnsupportedModelError);
+  CHECK_THROWS_AS(Engine::create(load_tiny({.activation = Activation::kSilu}), predict("bit_planes:2")),
+                  UnsupportedModelError);
 }
 
 }  // namespace

@@ -149,9 +149,8 @@ TEST_CASE("sidecar: what contradicts itself or the model is refused") {
   refuses("unit_of_slot", [](GgufWriter& w) { w.erase_tensor("blk.1.unit_of_slot"); });
   refuses("predictor.kind", [](GgufWriter& w) { w.set_text("hotset.predictor.kind", "oracle"); });
   refuses("thresholds", [](GgufWriter& w) { w.erase("hotset.predictor.thresholds"); });
-  refuses("thresholds", [](GgufWriter& w) {
-    w.set_array("hotset.predictor.thresholds", GgufType::kF32, std::vector<float>{1});
-  });
+  refuses("thresholds",
+          [](GgufWriter& w) { w.set_array("hotset.predictor.thresholds", GgufType::kF32, std::vector<float>{1}); });
   refuses("NaN", [](GgufWriter& w) {
     w.set_array("hotset.predictor.thresholds", GgufType::kF32, std::vector<float>{1, std::nanf("")});
   });
