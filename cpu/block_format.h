@@ -49,5 +49,11 @@ inline void prefetch(const std::byte* from, int64_t n_bytes) {
   for (int64_t at = 0; at < n_bytes; at += 64) __builtin_prefetch(from + at, 0, 3);
 }
 
+// The same for lines that are read once: they need not displace what lies in the larger caches. Returns the end.
+inline const std::byte* prefetch_once(const std::byte* from, int64_t n_bytes) {
+  for (int64_t at = 0; at < n_bytes; at += 64) __builtin_prefetch(from + at, 0, 0);
+  return from + n_bytes;
+}
+
 }  // namespace
 }  // namespace hotset::cpu
