@@ -1,5 +1,5 @@
 // Block kernels for AVX2, FMA and F16C: Q8_0 and Q4_0 weights with Q8 activations.
-#include "cpu/block_avx2_gemm.h"
+#include "cpu/block_avx2_few.h"
 #include "cpu/block_format.h"
 #include "cpu/canonical.h"
 #include "cpu/kernels_fill.h"
@@ -55,7 +55,6 @@ void quantize_activation(const float* x, int64_t n, int8_t* q, float* scale, int
 // ---- dot_rows -------------------------------------------------------------------------------------------------------
 // 8 blocks of one row make 8 exact int32 sums in one register, in the order of their lanes. Products are formed 8 bit
 // by 8 bit as |w| * sign(q, w): |w| <= 128 and |q| <= 127, so a pair of products never saturates its 16 bits.
-// Scale i of the 8 is 16-bit word i of the load at i * (block bytes - 2), so blends collect them in order.
 
 constexpr int kChunk = 8;
 
@@ -87,16 +86,6 @@ inline __m256i chunk_sums(Q4, const std::byte* w, const int8_t* q, const int32_t
   }
   const __m256i offset = _mm256_slli_epi32(load256(act_sum), 3);
   return _mm256_sub_epi32(quad_sums(s[0], s[1], s[2], s[3]), offset);
-}
-
-template <class Format>
-inline __m256 chunk_scales(const std::byte* w) {
-  constexpr int kStep = Format::kBytes - 2;
-  const __m128i d01 = _mm_blend_epi16(load128(w), load128(w + kStep), 1 << 1);
-  const __m128i d23 = _mm_blend_epi16(load128(w + 2 * kStep), load128(w + 3 * kStep), 1 << 3);
-  const __m128i d45 = _mm_blend_epi16(load128(w + 4 * kStep), load128(w + 5 * kStep), 1 << 5);
-  const __m128i d67 = _mm_blend_epi16(load128(w + 6 * kStep), load128(w + 7 * kStep), 1 << 7);
-  return _mm256_cvtph_ps(_mm_blend_epi16(_mm_blend_epi16(d01, d23, 0x0c), _mm_blend_epi16(d45, d67, 0xc0), 0xf0));
 }
 
 // acc[lane] = fma(d_w * d_a, float(s), acc[lane]) for the 8 blocks from `block` on.
@@ -161,6 +150,7 @@ void dot_rows(const WeightRows& w, const int32_t* rows, int64_t first_row, int64
 template <class Format>
 void gemm(const GemmArgs& args) {
   if (args.n_acts == 1) return dot_rows<Format>(args.w, nullptr, args.first_row, args.n_rows, args.acts[0], args.out);
+  if (FewGemm<Avx2Few, Format>::serves(args, kFewActs<Format>)) return FewGemm<Avx2Few, Format>::run(args);
   BlockGemm<Avx2>::run<Format>(args);
 }
 

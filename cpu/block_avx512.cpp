@@ -1,5 +1,5 @@
 // Block kernels for AVX-512 (F, BW, DQ, VL, VNNI): Q8_0 and Q4_0 weights with Q8 activations.
-#include "cpu/block_avx512_gemm.h"
+#include "cpu/block_avx512_few.h"
 #include "cpu/block_format.h"
 #include "cpu/kernels_fill.h"
 
@@ -32,28 +32,8 @@ void quantize_activation(const float* x, int64_t n, int8_t* q, float* scale, int
 }
 
 // ---- dot_rows -------------------------------------------------------------------------------------------------------
-// 16 blocks of one row make 16 exact int32 sums in one register, lane = block % 16. Scales sit 17 (Q8_0) or 9 (Q4_0)
-// 16-bit words apart, so in consecutive 64-byte loads they have distinct word positions: blends collect all 16 of them
-// and one permutation puts them in order. Moves 34 or 18 bytes per 32 products, each once.
-
-// Words of the load at word `first` that belong to a row part of `n_words` words.
-inline __mmask32 words_mask(int64_t n_words, int64_t first) {
-  const int64_t left = n_words - first;
-  return left <= 0 ? 0u : left >= 32 ? 0xffffffffu : (1u << left) - 1u;
-}
-
-// The blocks [0, n) of a chunk that exist; full chunks are the case kTail = false, with no masks left.
-template <bool kTail>
-struct Extent {
-  int n;  // blocks, 1..16
-
-  __mmask16 blocks() const { return kTail ? static_cast<__mmask16>((1u << n) - 1u) : 0xffff; }
-
-  __m512i words(const std::byte* from, int64_t n_words, int64_t first) const {
-    if constexpr (kTail) return _mm512_maskz_loadu_epi16(words_mask(n_words, first), from + 2 * first);
-    return _mm512_loadu_si512(from + 2 * first);
-  }
-};
+// 16 blocks of one row make 16 exact int32 sums in one register, lane = block % 16. Moves 34 or 18 bytes per 32
+// products, each once.
 
 // Integer sums and weight scales of one chunk.
 struct ChunkSums {
@@ -79,7 +59,7 @@ inline __m512i load_q8_pair(const std::byte* w, int pair, int n) {
 
 template <bool kTail>
 inline ChunkSums chunk_sums(Q8, const std::byte* w, const int8_t* q, Extent<kTail> extent) {
-  const int64_t n_words = extent.n * (Q8::kBytes / 2), n_act_words = extent.n * (kBlock / 2);
+  const int64_t n_act_words = extent.n * (kBlock / 2);
   __m512i s[8];
   for (int i = 0; i < 8; ++i) {
     const __m512i act = extent.words(reinterpret_cast<const std::byte*>(q), n_act_words, 32 * i);
@@ -89,16 +69,7 @@ inline ChunkSums chunk_sums(Q8, const std::byte* w, const int8_t* q, Extent<kTai
   const __m512i halves = _mm512_add_epi32(_mm512_shuffle_i32x4(p, r, 0x88), _mm512_shuffle_i32x4(p, r, 0xdd));
   // halves: blocks 0 2 4 6 | 1 3 5 7 | 8 10 12 14 | 9 11 13 15
   const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
-
-  __m512i z[8];  // z[k] holds the scale of block 2k in dword k and of block 2k + 1 in the high half of dword 8 + k
-  for (int k = 0; k < 8; ++k) z[k] = extent.words(w, n_words, 32 * k);
-  for (int k = 0; k < 8; k += 2) z[k] = _mm512_mask_blend_epi32(0xaaaa, z[k], z[k + 1]);
-  for (int k = 0; k < 8; k += 4) z[k] = _mm512_mask_blend_epi32(0xcccc, z[k], z[k + 2]);
-  const __m512i d = _mm512_mask_blend_epi32(0xf0f0, z[0], z[4]);
-  const __m512i pick = _mm512_setr_epi32(0 | 17 << 16, 2 | 19 << 16, 4 | 21 << 16, 6 | 23 << 16, 8 | 25 << 16,
-                                         10 | 27 << 16, 12 | 29 << 16, 14 | 31 << 16, 0, 0, 0, 0, 0, 0, 0, 0);
-  const __m256i halfs = _mm512_castsi512_si256(_mm512_permutexvar_epi16(pick, d));
-  return {_mm512_permutexvar_epi32(order, halves), _mm512_cvtph_ps(halfs)};
+  return {_mm512_permutexvar_epi32(order, halves), block_scales(Q8{}, w, extent)};
 }
 
 template <bool kTail>
@@ -118,7 +89,7 @@ inline __m512i load_q4_quad(const std::byte* w, int first, int n) {
 
 template <bool kTail>
 inline ChunkSums chunk_sums(Q4, const std::byte* w, const int8_t* q, Extent<kTail> extent) {
-  const int64_t n_words = extent.n * (Q4::kBytes / 2), n_act_words = extent.n * (kBlock / 2);
+  const int64_t n_act_words = extent.n * (kBlock / 2);
   const __m512i nibble = _mm512_set1_epi8(0xf);
   __m512i s[4];  // s[i], 128-bit lane j: four parts of block 4i + j
   for (int i = 0; i < 4; ++i) {
@@ -132,17 +103,7 @@ inline ChunkSums chunk_sums(Q4, const std::byte* w, const int8_t* q, Extent<kTai
   }
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i sums = _mm512_permutexvar_epi32(order, quad_sums(s[0], s[1], s[2], s[3]));
-
-  // Scale of block i is word 9 i. The last load steps back by 16 words so as to end with the chunk.
-  __m512i d = extent.words(w, n_words, 0);
-  d = _mm512_mask_blend_epi16(1u << 4 | 1u << 13 | 1u << 22 | 1u << 31, d, extent.words(w, n_words, 32));
-  d = _mm512_mask_blend_epi16(1u << 8 | 1u << 17 | 1u << 26, d, extent.words(w, n_words, 64));
-  d = _mm512_mask_blend_epi16(1u << 3 | 1u << 12 | 1u << 21 | 1u << 30, d, extent.words(w, n_words, 96));
-  d = _mm512_mask_blend_epi16(1u << 23, d, extent.words(w, n_words, 112));
-  const __m512i pick = _mm512_setr_epi32(0 | 9 << 16, 18 | 27 << 16, 4 | 13 << 16, 22 | 31 << 16, 8 | 17 << 16,
-                                         26 | 3 << 16, 12 | 21 << 16, 30 | 23 << 16, 0, 0, 0, 0, 0, 0, 0, 0);
-  const __m256i halfs = _mm512_castsi512_si256(_mm512_permutexvar_epi16(pick, d));
-  return {sums, _mm512_cvtph_ps(halfs)};
+  return {sums, block_scales(Q4{}, w, extent)};
 }
 
 // acc[lane] = fma(d_w * d_a, float(s), acc[lane]) for the chunk that starts at block `block`.
@@ -187,6 +148,7 @@ void dot_rows(const WeightRows& w, const int32_t* rows, int64_t first_row, int64
 template <class Format>
 void gemm(const GemmArgs& args) {
   if (args.n_acts == 1) return dot_rows<Format>(args.w, nullptr, args.first_row, args.n_rows, args.acts[0], args.out);
+  if (FewGemm<Avx512Few, Format>::serves(args, kFewActs<Format>)) return FewGemm<Avx512Few, Format>::run(args);
   BlockGemm<Avx512>::run<Format>(args);
 }
 

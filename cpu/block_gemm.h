@@ -71,7 +71,7 @@ struct BlockGemm {
   static constexpr int64_t kSums = 2 * Isa::kTile;  // vectors of one lane of one tile
   static constexpr int64_t kMaxTiles = Isa::kMaxActs / Isa::kTile;
 
-  static size_t scratch_bytes(int64_t n) {
+  static constexpr size_t scratch_bytes(int64_t n) {
     const size_t n_blocks = static_cast<size_t>(n / kBlock);
     return kPanelBytes + kMaxTiles * (kLanes * kSums * sizeof(Float) + n_blocks * Isa::kMaxActRecordBytes);
   }

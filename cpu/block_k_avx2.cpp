@@ -1,5 +1,5 @@
 // Block kernels for AVX2, FMA and F16C: Q4_K, Q5_K and Q6_K weights with Q8 activations.
-#include "cpu/block_k_avx2_gemm.h"
+#include "cpu/block_k_avx2_few.h"
 #include "cpu/kernels_fill.h"
 
 namespace hotset::cpu {
@@ -52,8 +52,6 @@ inline void super_parts(Q6K, const std::byte* super, const int8_t* q, __m256i* s
   }
 }
 
-inline __m256 splat_f16(const std::byte* at) { return _mm256_set1_ps(_cvtsh_ss(load_u16(at))); }
-
 // acc[lane] takes in the 8 blocks of the super-block from `block` on.
 template <class Format>
 inline __m256 add_super(const std::byte* super, const ActivationRow& a, int64_t block, __m256 acc) {
@@ -95,6 +93,8 @@ void dot_rows(const WeightRows& w, const int32_t* rows, int64_t first_row, int64
 template <class Format>
 void gemm(const GemmArgs& args) {
   if (args.n_acts == 1) return dot_rows<Format>(args.w, nullptr, args.first_row, args.n_rows, args.acts[0], args.out);
+  if constexpr (kFewActs<Format> > 1)
+    if (FewGemm<Avx2KFew, Format>::serves(args, kFewActs<Format>)) return FewGemm<Avx2KFew, Format>::run(args);
   BlockGemm<Avx2K>::run<Format>(args);
 }
 

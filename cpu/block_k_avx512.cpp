@@ -1,5 +1,5 @@
 // Block kernels for AVX-512 (F, BW, DQ, VL, VNNI): Q4_K, Q5_K and Q6_K weights with Q8 activations.
-#include "cpu/block_k_avx512_gemm.h"
+#include "cpu/block_k_avx512_few.h"
 #include "cpu/kernels_fill.h"
 
 namespace hotset::cpu {
@@ -14,11 +14,6 @@ struct SuperPair {
   const std::byte* super[2];
   const int8_t* q[2];  // activations of each
 };
-
-inline __m512i load512(const void* at) { return _mm512_loadu_si512(at); }
-inline __m256i load256(const void* at) { return _mm256_loadu_si256(static_cast<const __m256i*>(at)); }
-inline __m128i load128(const void* at) { return _mm_loadu_si128(static_cast<const __m128i*>(at)); }
-inline __m512i nibbles(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi8(0xf)); }
 
 // A dword in each half of a register.
 inline __m512i halves(int low, int high) {
@@ -141,6 +136,7 @@ void dot_rows(const WeightRows& w, const int32_t* rows, int64_t first_row, int64
 template <class Format>
 void gemm(const GemmArgs& args) {
   if (args.n_acts == 1) return dot_rows<Format>(args.w, nullptr, args.first_row, args.n_rows, args.acts[0], args.out);
+  if (FewGemm<Avx512KFew, Format>::serves(args, kFewActs<Format>)) return FewGemm<Avx512KFew, Format>::run(args);
   BlockGemm<Avx512K>::run<Format>(args);
 }
 

@@ -1,7 +1,8 @@
 // Rates of the CPU's kernels for weights: GB/s of dot_rows and row_sum on a matrix much bigger than the caches,
 // next to plain reads of the same memory, and Gop/s (2 per multiply-add) of gemm. Best of several runs, with 1 and 2
 // threads.
-// Usage: bench_kernels [isa [type [row length]]], e.g. bench_kernels avx512 F16 2048
+// Usage: bench_kernels [isa [type [row length [activations..]]]], e.g. bench_kernels avx512 F16 2048, or only of gemm
+// with so many activations, bench_kernels avx512 Q4_0 2048 2 4 8
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -24,6 +25,7 @@ using namespace hotset::cpu;
 
 constexpr size_t kMatrixBytes = size_t{1000} << 20;
 constexpr int kRuns = 7;
+constexpr int64_t kMaxActs = 512;
 
 struct AlignedFree {
   void operator()(void* p) const { std::free(p); }
@@ -143,7 +145,7 @@ void bench_rows(const Kernels& kernels, WeightType type, const WeightRows& w, co
 void bench_gemm(const Kernels& kernels, WeightType type, const WeightRows& w, const Activations& acts, int64_t n_acts) {
   const bool slow = std::string(kernels.isa) == "generic";
   // Few activations stream the weights: the whole matrix, so that no cache holds it.
-  const int64_t n_rows = slow ? 512 : n_acts <= 16 ? static_cast<int64_t>(kMatrixBytes / w.stride) : 2048;
+  const int64_t n_rows = slow ? 512 : n_acts <= 24 ? static_cast<int64_t>(kMatrixBytes / w.stride) : 2048;
   std::vector<float> out(static_cast<size_t>(n_acts * n_rows));
   const size_t scratch_bytes = std::max(kernels.gemm_scratch_bytes(w.n), kernels.float_gemm_scratch_bytes());
   double rate[2];
@@ -161,16 +163,17 @@ void bench_gemm(const Kernels& kernels, WeightType type, const WeightRows& w, co
               static_cast<long>(n_acts), rate[0], rate[1], weights);
 }
 
-void bench_isa(const Kernels& kernels, const std::string& only, int64_t n) {
+void bench_isa(const Kernels& kernels, const std::string& only, int64_t n, const std::vector<int64_t>& gemm_only) {
   const Buffer data = make_buffer(kMatrixBytes);
-  const Activations acts(kernels, 512, n);
+  const Activations acts(kernels, kMaxActs, n);
   for (const Type& type : kTypes) {
     if (!only.empty() && only != type.name) continue;
     fill_rows(data.get(), type);
     const WeightRows w{data.get(), static_cast<size_t>(n / row_multiple(type.type)) * type.block_bytes, n};
     std::printf("%s %s, rows of %ld\n", kernels.isa, type.name, static_cast<long>(n));
-    bench_rows(kernels, type.type, w, acts.rows[0]);
-    for (int64_t n_acts : {2, 4, 8, 32, 512}) bench_gemm(kernels, type.type, w, acts, n_acts);
+    if (gemm_only.empty()) bench_rows(kernels, type.type, w, acts.rows[0]);
+    for (int64_t n_acts : gemm_only.empty() ? std::vector<int64_t>{2, 4, 8, 32, 512} : gemm_only)
+      bench_gemm(kernels, type.type, w, acts, n_acts);
   }
 }
 
@@ -179,10 +182,12 @@ void bench_isa(const Kernels& kernels, const std::string& only, int64_t n) {
 int main(int argc, char** argv) {
   const std::string isa = argc > 1 ? argv[1] : "", type = argc > 2 ? argv[2] : "";
   const int64_t n = argc > 3 ? std::max<int64_t>(kSuperBlock, std::atol(argv[3]) / kSuperBlock * kSuperBlock) : 4096;
+  std::vector<int64_t> gemm_only;
+  for (int i = 4; i < argc; ++i) gemm_only.push_back(std::clamp<int64_t>(std::atol(argv[i]), 1, kMaxActs));
   for (const char* each : {"amx", "avx512", "avx2", "generic"}) {
     if (!isa.empty() && isa != each) continue;
     try {
-      bench_isa(kernels_for(each), type, n);
+      bench_isa(kernels_for(each), type, n, gemm_only);
     } catch (const std::exception& error) {
       std::printf("%s\n", error.what());
     }

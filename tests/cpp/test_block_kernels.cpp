@@ -97,7 +97,7 @@ TEST_CASE("block kernels: gemm equals dot_rows for every number of activations")
   std::mt19937 rng(kSeed + 3);
   for (WeightType type : kTypes)
     for (int64_t n : lengths(type))
-      for (int64_t n_acts = 1; n_acts <= 20; n_acts += n == length_of(type, 544) ? 1 : 4)
+      for (int64_t n_acts = 1; n_acts <= 20; n_acts += n_acts < 9 || n == length_of(type, 544) ? 1 : 4)
         for (Fill fill : kFills) {
           const int64_t n_rows = static_cast<int64_t>(rng() % 70);
           const Problem problem(type, n, n_rows, n_acts, fill, n_acts % 2 ? 0 : 2, rng);
@@ -176,14 +176,15 @@ TEST_CASE("block kernels: the largest sums of every type are exact") {
           }
           const Quantized quantized = quantize_plainly(std::vector<float>(n, x));
           const ActivationRow act{nullptr, quantized.q.data(), quantized.scale.data(), quantized.sum.data()};
-          const ActivationRow acts[] = {act, act};
+          const std::vector<ActivationRow> acts(9, act);
           for (const Kernels& kernels : tables()) {
             INFO("isa ", kernels.isa, " type ", type, " bytes ", weight_byte, " scales ", scale_byte, " x ", x);
             const float expected = dot_plainly(type, row.data(), act, n);
-            float out[3];
+            float out[12];
             kernels.dot_rows[type]({row.data(), row.size(), n}, nullptr, 0, 1, act, out);
             const GuardedBytes scratch((kernels.gemm_scratch_bytes(n) + 63) / 64 * 64);
-            kernels.gemm[type]({{row.data(), row.size(), n}, 0, 1, acts, 2, out + 1, 1, scratch.data()});
+            kernels.gemm[type]({{row.data(), row.size(), n}, 0, 1, acts.data(), 2, out + 1, 1, scratch.data()});  // few
+            kernels.gemm[type]({{row.data(), row.size(), n}, 0, 1, acts.data(), 9, out + 3, 1, scratch.data()});  // many
             for (const float each : out) CHECK(same(each, expected));
           }
         }
