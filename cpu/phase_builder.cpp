@@ -138,6 +138,19 @@ void PhaseBuilder::allocate_activations(size_t index) {
   buffer.acts = rows.data();
 }
 
+void PhaseBuilder::push(std::unique_ptr<Phase> phase) {
+  open_ = nullptr;
+  program_.phases_.push_back(std::move(phase));
+}
+
+// Joins the phase before where that is over the same rows.
+void PhaseBuilder::push(std::unique_ptr<RowPhase> phase) {
+  if (open_ && open_->rows() == phase->rows()) return open_->join(std::move(phase));
+  RowPhase* const last = phase.get();
+  push(std::unique_ptr<Phase>(std::move(phase)));
+  open_ = last;
+}
+
 void PhaseBuilder::quantize(BufferId in) {
   if (quantized_[static_cast<size_t>(in.index)]) return;
   quantized_[static_cast<size_t>(in.index)] = true;

@@ -11,6 +11,8 @@
 
 namespace hotset::cpu {
 
+class RowPhase;
+
 class PhaseBuilder {
  public:
   PhaseBuilder(CpuProgram& program, const Plan& plan, int32_t lane);
@@ -41,7 +43,8 @@ class PhaseBuilder {
   void add(const op::Add& o);
   void add(const op::SelectRows& o);
 
-  void push(std::unique_ptr<Phase> phase) { program_.phases_.push_back(std::move(phase)); }
+  void push(std::unique_ptr<Phase> phase);
+  void push(std::unique_ptr<RowPhase> phase);
   // Makes sure that the rows of `in` are quantised before the next phase, or only when `dtype` asks for it.
   void quantize(BufferId in);
   void quantize_for(DType dtype, BufferId in) {
@@ -65,6 +68,7 @@ class PhaseBuilder {
   std::vector<bool> block_input_;  // buffer is read as blocks
   std::vector<bool> quantized_;    // its quantised rows are current at this point of the plan
   size_t at_ = 0;                  // step being added
+  RowPhase* open_ = nullptr;       // the last phase, if others may join it
   std::byte* gemm_memory_ = nullptr;
   size_t gemm_distance_ = 0;
   float* partials_ = nullptr;  // shared by all SparseFfn steps, like the next two

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <type_traits>
 #include <vector>
 
@@ -24,14 +25,21 @@ constexpr int64_t kMaxSplitChunks = 512;
 
 inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A phase whose tasks are groups of rows.
+// A phase whose tasks are groups of rows. Others over the same rows may join it: a row then goes through all of them
+// while it is in the cache, e.g. Add, Norm and quantisation. So a row may read of other rows only what is ready before
+// the first of them.
 class RowPhase : public Phase {
  public:
   explicit RowPhase(BufferRows rows) : rows_(rows) {}
+  BufferRows rows() const { return rows_; }
+  void join(std::unique_ptr<RowPhase> next) { joined_.push_back(std::move(next)); }
   int64_t n_tasks(const StepContext& context) const final { return div_up(context.rows_of(rows_), kRowsPerTask); }
   void run(int64_t task, int32_t worker, const StepContext& context) const final {
     const int64_t end = std::min(context.rows_of(rows_), (task + 1) * kRowsPerTask);
-    for (int64_t row = task * kRowsPerTask; row < end; ++row) run_row(row, worker, context);
+    for (int64_t row = task * kRowsPerTask; row < end; ++row) {
+      run_row(row, worker, context);
+      for (const auto& phase : joined_) phase->run_row(row, worker, context);
+    }
   }
 
  protected:
@@ -39,6 +47,7 @@ class RowPhase : public Phase {
 
  private:
   BufferRows rows_;
+  std::vector<std::unique_ptr<RowPhase>> joined_;
 };
 
 // Row phases made of a function (row, context), or (row, worker, context) for one that has memory for each worker.
@@ -60,7 +69,7 @@ class RowFunction final : public RowPhase {
 };
 
 template <class F>
-std::unique_ptr<Phase> row_phase(BufferRows rows, F function) {
+std::unique_ptr<RowPhase> row_phase(BufferRows rows, F function) {
   return std::make_unique<RowFunction<F>>(rows, std::move(function));
 }
 

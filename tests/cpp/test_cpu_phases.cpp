@@ -177,6 +177,27 @@ TEST_CASE("cpu phases: Add, also onto an operand") {
   }
 }
 
+// All of these go over the same rows, so each row runs through them in one go.
+TEST_CASE("cpu phases: Add, Norm and the quantisation that a product asks for, row by row") {
+  Toy toy(13);
+  const BufferId a = toy.input(64), b = toy.input(64), x_norm = toy.buffer(64), y = toy.buffer(5);
+  const WeightId scale = toy.weight(DType::kF32, 64, 1), weight = toy.weight(DType::kQ8_0, 64, 5);
+  toy.add(op::Add{a, b, a});
+  toy.add(op::Norm{NormKind::kRms, scale, {}, 0.01f, a, x_norm});
+  toy.add(op::MatMul{weight, {}, x_norm, y});
+  toy.result(y);
+  check_rows(
+      toy,
+      [&](size_t row) {
+        std::vector<double> x = toy.input_values(0)[row];
+        for (size_t i = 0; i < x.size(); ++i) x[i] += toy.input_values(1)[row][i];
+        const double squares = std::inner_product(x.begin(), x.end(), x.begin(), 0.0);
+        for (size_t i = 0; i < x.size(); ++i) x[i] *= toy.values(scale)[0][i] / std::sqrt(squares / 64 + 0.01f);
+        return times(toy.values(weight), quantised(x, DType::kQ8_0));
+      },
+      1e-10);
+}
+
 TEST_CASE("cpu phases: Activate, also onto an operand") {
   for (const Activation activation : {Activation::kSilu, Activation::kRelu})
     for (const int alias : {0, 1, 2}) {
