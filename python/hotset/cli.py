@@ -21,13 +21,14 @@ BINARY = Path(__file__).parent / "bin" / "hotset"
 PYTHON_COMMANDS = {
     "convert": "Hugging Face checkpoint to GGUF",
     "profile": "activation statistics of a model over texts",
+    "report": "statistics to plots and one HTML page",
 }
 
 # Modules of subcommands that are not called as the command.
-_MODULES = {"profile": "offline.profile_command"}
+_MODULES = {"profile": "offline.profile_command", "report": "offline.report_command"}
 
 # Subcommands of the design that this version does not have.
-LATER_COMMANDS = ("chat", "place", "report", "serve", "train-predictor")
+LATER_COMMANDS = ("chat", "place", "serve", "train-predictor")
 
 # Flags whose value is any text, so that `-p -hf` is not taken for a repository.
 _TEXT_FLAGS = ("-p", "--prompt")

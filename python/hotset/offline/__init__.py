@@ -2,6 +2,8 @@
 
 `profile` counts on real texts which units of a model are active: `texts` reads them, `profiler` runs the model,
 `statistics` keeps the result, `npz` reads and writes its file.
+`report` turns it into figures, plots and a page: `figures` does the arithmetic, `report_plots` draws, `report_page`
+writes HTML, `sidecar_reader` reads a placement.
 """
 
 from __future__ import annotations
@@ -10,11 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .profiler import Progress, profile
+    from .report import make_report
+    from .sidecar_reader import read_placement
     from .statistics import Statistics
 
-__all__ = ["Progress", "Statistics", "profile"]
+__all__ = ["Progress", "Statistics", "make_report", "profile", "read_placement"]
 
-_HOMES = {"Progress": "profiler", "Statistics": "statistics", "profile": "profiler"}
+_HOMES = {
+    "Progress": "profiler",
+    "Statistics": "statistics",
+    "make_report": "report",
+    "profile": "profiler",
+    "read_placement": "sidecar_reader",
+}
 
 
 def __getattr__(name: str) -> Any:
