@@ -15,7 +15,8 @@ using Kind = JsonValue::Kind;
 
 constexpr double kMaxGbps = 1e6;
 constexpr int64_t kMaxStreams = 64;
-constexpr size_t kMaxEntries = 256;  // of a list
+constexpr size_t kMaxEntries = 256;                // of a list
+constexpr int64_t kMaxBytes = int64_t{1} << 53;  // integers up to here are exact in JSON's numbers
 
 // Typed look-ups in one object of the document; `path` is for the message.
 class Members {
@@ -42,6 +43,12 @@ class Members {
     const double found = number(key, static_cast<double>(low), static_cast<double>(high));
     if (found != std::floor(found)) fail(path_ + "." + key, "an integer");
     return static_cast<int64_t>(found);
+  }
+
+  // The member, unless it is null or not there.
+  const JsonValue* optional(const std::string& key) const {
+    const JsonValue* found = value_.find(key);
+    return found && !found->is(Kind::kNull) ? found : nullptr;
   }
 
   // null reads as "".
@@ -74,6 +81,24 @@ class Members {
   const JsonValue& value_;
 };
 
+std::vector<GatheredRate> gathered_rates(const Members& members, bool of_cpu) {
+  std::vector<GatheredRate> out;
+  std::set<std::pair<int64_t, double>> seen;
+  for (const Members& each : members.list("gathered")) {
+    GatheredRate rate;
+    rate.row_bytes = each.integer("row_bytes", 1, int64_t{1} << 40);
+    rate.density = each.number("density", 1e-6, 1);
+    rate.gbps = each.number("gbps", 1e-6, kMaxGbps);
+    if (of_cpu) {
+      rate.streams = static_cast<int32_t>(each.integer("streams", 1, kMaxStreams));
+      rate.ahead_rows = static_cast<int32_t>(each.integer("ahead_rows", 0, 1 << 20));
+    }
+    if (!seen.insert({rate.row_bytes, rate.density}).second) each.fail("row_bytes, density", "each pair once");
+    out.push_back(rate);
+  }
+  return out;
+}
+
 ReadRates read_rates(const Members& members) {
   ReadRates out;
   out.pages = members.text("pages");
@@ -81,17 +106,16 @@ ReadRates read_rates(const Members& members) {
   out.n_threads = static_cast<int32_t>(members.integer("n_threads", 1, 65536));
   out.dense_gbps = members.number("dense_gbps", 1e-6, kMaxGbps);
   out.dense_streams = static_cast<int32_t>(members.integer("dense_streams", 1, kMaxStreams));
-  std::set<std::pair<int64_t, double>> seen;
-  for (const Members& each : members.list("gathered")) {
-    GatheredRate rate;
-    rate.row_bytes = each.integer("row_bytes", 1, int64_t{1} << 40);
-    rate.density = each.number("density", 1e-6, 1);
-    rate.gbps = each.number("gbps", 1e-6, kMaxGbps);
-    rate.streams = static_cast<int32_t>(each.integer("streams", 1, kMaxStreams));
-    rate.ahead_rows = static_cast<int32_t>(each.integer("ahead_rows", 0, 1 << 20));
-    if (!seen.insert({rate.row_bytes, rate.density}).second) each.fail("row_bytes, density", "each pair once");
-    out.gathered.push_back(rate);
-  }
+  out.gathered = gathered_rates(members, /*of_cpu=*/true);
+  return out;
+}
+
+GpuRates gpu_rates(const Members& members) {
+  GpuRates out;
+  out.name = members.text("name");
+  out.memory_bytes = static_cast<uint64_t>(members.integer("memory_bytes", 1, kMaxBytes));
+  out.dense_gbps = members.number("dense_gbps", 1e-6, kMaxGbps);
+  out.gathered = gathered_rates(members, /*of_cpu=*/false);
   return out;
 }
 
@@ -122,17 +146,17 @@ Place place_of(const std::vector<double>& values, double value) {
 double mixed(double low, double high, double share) { return low + (high - low) * share; }
 
 // Rate at (row_bytes, density) from a grid that may have holes at no place that was measured with the others.
-double interpolated(const ReadRates& rates, double row_bytes, double density) {
+double interpolated(double dense_gbps, const std::vector<GatheredRate>& gathered, double row_bytes, double density) {
   std::set<double> size_set, density_set{1.0};
-  for (const GatheredRate& each : rates.gathered) {
+  for (const GatheredRate& each : gathered) {
     size_set.insert(static_cast<double>(each.row_bytes));
     density_set.insert(each.density);
   }
   const std::vector<double> sizes(size_set.begin(), size_set.end()), densities(density_set.begin(), density_set.end());
   const auto at = [&](size_t size, size_t place) {
-    for (const GatheredRate& each : rates.gathered)
+    for (const GatheredRate& each : gathered)
       if (static_cast<double>(each.row_bytes) == sizes[size] && each.density == densities[place]) return each.gbps;
-    return rates.dense_gbps;  // density 1
+    return dense_gbps;  // density 1
   };
   const Place s = place_of(sizes, row_bytes), d = place_of(densities, density);
   return mixed(mixed(at(s.below, d.below), at(s.below, d.above), d.share),
@@ -154,8 +178,21 @@ double MachineRates::gathered_gbps(int32_t n_threads, double row_bytes, double d
   const int32_t measured = nearest_threads(read, n_threads);
   for (const ReadRates& rates : read)
     if (rates.n_threads == measured && !rates.gathered.empty())
-      best = std::max(best, interpolated(rates, row_bytes, density));
+      best = std::max(best, interpolated(rates.dense_gbps, rates.gathered, row_bytes, density));
   return best;
+}
+
+std::vector<double> MachineRates::densities(int32_t n_threads) const {
+  std::set<double> out;
+  const int32_t measured = nearest_threads(read, n_threads);
+  for (const ReadRates& rates : read)
+    if (rates.n_threads == measured)
+      for (const GatheredRate& each : rates.gathered) out.insert(each.density);
+  return {out.begin(), out.end()};
+}
+
+double GpuRates::gathered_gbps(double row_bytes, double density) const {
+  return gathered.empty() ? dense_gbps : interpolated(dense_gbps, gathered, row_bytes, density);
 }
 
 MachineRates parse_machine_rates(const std::string& where, std::string_view text) {
@@ -165,7 +202,6 @@ MachineRates parse_machine_rates(const std::string& where, std::string_view text
   root.integer("version", kMachineRatesVersion, kMachineRatesVersion);
   MachineRates out;
   const Members hardware(where, ".hardware", root.need("hardware", "an object"));
-  constexpr int64_t kMaxBytes = int64_t{1} << 53;  // integers up to here are exact in JSON's numbers
   out.cpu = hardware.text("cpu");
   out.n_cores = static_cast<int32_t>(hardware.integer("n_cores", 1, 65536));
   out.memory_bytes = static_cast<uint64_t>(hardware.integer("memory_bytes", 0, kMaxBytes));
@@ -178,6 +214,12 @@ MachineRates parse_machine_rates(const std::string& where, std::string_view text
       each.fail(".read", "each pair of pages and n_threads once");
   }
   if (out.read.empty()) root.fail(".read", "at least one entry");
+  if (const JsonValue* gpu = root.optional("gpu")) out.gpu = gpu_rates(Members(where, ".gpu", *gpu));
+  if (const JsonValue* value = root.optional("pcie")) {
+    const Members pcie(where, ".pcie", *value);
+    out.pcie = PcieRates{pcie.number("h2d_gbps", 1e-6, kMaxGbps), pcie.number("d2h_gbps", 1e-6, kMaxGbps)};
+  }
+  if (root.optional("handoff_us")) out.handoff_us = root.number("handoff_us", 0, 1e9);
   out.gpu_reason = root.text("gpu_reason");
   return out;
 }

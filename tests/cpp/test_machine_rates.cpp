@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "core/error.h"
 #include "core/json.h"
@@ -164,6 +165,49 @@ TEST_CASE("machine rates: what is missing, of another kind or out of range is re
   }
   CHECK_THROWS_AS(parse_machine_rates("t", "[]"), Error);
   CHECK_NOTHROW(parse_machine_rates("t", changed("\"cpu\": \"X\"", "\"cpu\": null")));
+}
+
+// The document with rates of a GPU.
+std::string with_gpu() {
+  return changed("\"gpu\": null, \"pcie\": null, \"handoff_us\": null",
+                 R"("gpu": {"name": "G", "memory_bytes": 24, "dense_gbps": 900, "gathered": [
+                     {"row_bytes": 1000, "density": 0.1, "gbps": 300}, {"row_bytes": 4000, "density": 0.1, "gbps": 500}]},
+                   "pcie": {"h2d_gbps": 25, "d2h_gbps": 26}, "handoff_us": 9.5)");
+}
+
+TEST_CASE("machine rates: a GPU, its bus and the hand-off") {
+  const MachineRates none = parse_machine_rates("t", kDocument);
+  CHECK((!none.gpu && !none.pcie && !none.handoff_us));
+  CHECK(none.densities(2) == std::vector<double>{0.01, 0.1});
+  CHECK(none.densities(4).empty());
+  const MachineRates rates = parse_machine_rates("t", with_gpu());
+  REQUIRE((rates.gpu && rates.pcie && rates.handoff_us));
+  CHECK(rates.gpu->name == "G");
+  CHECK(rates.gpu->memory_bytes == 24);
+  CHECK(rates.gpu->dense_gbps == 900);
+  CHECK(rates.gpu->gathered_gbps(2000, 0.1) == doctest::Approx(400));
+  CHECK(rates.gpu->gathered_gbps(1000, std::sqrt(0.1)) == doctest::Approx(600));
+  CHECK(rates.pcie->h2d_gbps == 25);
+  CHECK(rates.pcie->d2h_gbps == 26);
+  CHECK(*rates.handoff_us == 9.5);
+  CHECK(GpuRates{"", 1, 900, {}}.gathered_gbps(1000, 0.1) == 900);
+  for (const auto& [from, to] : {std::pair{"\"memory_bytes\": 24", "\"memory_bytes\": 0"},
+                                 {"\"name\": \"G\"", "\"name\": 5"},
+                                 {"\"dense_gbps\": 900", "\"dense_gbps\": -900"},
+                                 {"\"gbps\": 300", "\"gbps\": null"},
+                                 {"\"row_bytes\": 4000, \"density\": 0.1, \"gbps\": 5", "\"row_bytes\": 1000, \"density\": 0.1, \"gbps\": 5"},
+                                 {"\"h2d_gbps\": 25", "\"h2d\": 25"},
+                                 {"\"d2h_gbps\": 26", "\"d2h_gbps\": 0"},
+                                 {"\"handoff_us\": 9.5", "\"handoff_us\": \"9\""},
+                                 {"\"handoff_us\": 9.5", "\"handoff_us\": -1"},
+                                 {"\"pcie\": {", "\"pcie\": [{}], \"p\": {"},
+                                 {"\"gpu\": {", "\"gpu\": 3, \"g\": {"}}) {
+    CAPTURE(to);
+    std::string text = with_gpu();
+    const size_t at = text.find(from);
+    REQUIRE(at != std::string::npos);
+    CHECK_THROWS_AS(parse_machine_rates("t", text.replace(at, std::strlen(from), to)), Error);
+  }
 }
 
 TEST_CASE("machine rates: files that are missing, empty or too long") {

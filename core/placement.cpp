@@ -1,0 +1,311 @@
+#include "core/placement.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <queue>
+#include <tuple>
+
+#include "core/error.h"
+#include "core/knapsack.h"
+
+namespace hotset {
+namespace {
+
+[[noreturn]] void fail(const std::string& what, const std::string& expected, const std::string& got) {
+  throw std::invalid_argument(error_text("placement", what, expected, got, "correct the input of the placement"));
+}
+
+constexpr uint64_t kMaxBytes = uint64_t{1} << 62;  // sums stay within 64 bits, and no file is as long
+
+void check(const ReadRate& rate, const std::string& where) {
+  if (!(rate.dense_gbps > 0) || !std::isfinite(rate.dense_gbps)) fail(where, "a dense rate above 0", cat(rate.dense_gbps));
+  double density = 0;
+  for (const ReadRate::Gathered& each : rate.gathered) {
+    if (!(each.density > density && each.density <= 1)) fail(where, "ascending densities up to 1", cat(each.density));
+    if (!(each.gbps > 0) || !std::isfinite(each.gbps)) fail(where, "gathered rates above 0", cat(each.gbps));
+    density = each.density;
+  }
+}
+
+void check(const PlacementLayer& layer, size_t index, bool uses_device) {
+  const std::string where = cat("layer ", index);
+  double last = 1;
+  for (const double f : layer.frequency) {
+    if (!(f >= 0 && f <= 1)) fail(where + " unit frequency", "0 to 1", cat(f));
+    if (f > last) fail(where + " unit frequencies", "descending ones", cat(f, " after ", last));
+    last = f;
+  }
+  if (!(layer.over_selection >= 1 && layer.over_selection <= 1e6))
+    fail(where + " over-selection", "1 or more", cat(layer.over_selection));
+  const uint64_t most = kMaxBytes >> 24;  // 2^38: no layer has more, and a sum over layers and units stays in range
+  for (const uint64_t bytes : {layer.predictor_bytes, layer.attention_bytes, layer.kv_bytes, layer.kv_read_bytes})
+    if (bytes > most) fail(where + " bytes", cat("at most ", most), cat(bytes));
+  if (layer.frequency.size() > (size_t{1} << 24)) fail(where + " units", "at most 2^24", cat(layer.frequency.size()));
+  for (const uint64_t bytes : {layer.detect_bytes, layer.unit_bytes})
+    if (bytes > (uint64_t{1} << 24)) fail(where + " bytes of a unit", "at most 2^24", cat(bytes));
+  check(layer.host, where + " host");
+  if (uses_device) check(layer.device, where + " device");
+}
+
+void check(const PlacementProblem& problem) {
+  const bool uses_device = problem.budget > 0 && problem.budget >= problem.fixed_bytes;
+  if (problem.layers.empty()) fail("layers", "at least one", "none");
+  if (problem.unit_step < 1) fail("unit step", "1 or more", cat(problem.unit_step));
+  if (!(problem.handoff_seconds >= 0) || !std::isfinite(problem.handoff_seconds))
+    fail("hand-off", "0 seconds or more", cat(problem.handoff_seconds));
+  if (problem.head_bytes > kMaxBytes >> 16) fail("bytes of the head", "at most 2^46", cat(problem.head_bytes));
+  if (problem.layers.size() > 4096) fail("layers", "at most 4096", cat(problem.layers.size()));
+  for (size_t i = 0; i < problem.layers.size(); ++i) check(problem.layers[i], i, uses_device);
+}
+
+double giga(double gbps) { return gbps * 1e9; }
+
+// Times and bytes of one layer's feed-forward network; the one place where the model of time is written down.
+class FfnModel {
+ public:
+  FfnModel(const PlacementLayer& layer, double handoff)
+      : layer_(layer), handoff_(handoff), expected_(layer.frequency.size() + 1) {
+    std::partial_sum(layer.frequency.begin(), layer.frequency.end(), expected_.begin() + 1);
+  }
+
+  bool can_be(DetectPlace detect, int64_t n_hot) const {
+    const int64_t n = layer_.n_units();
+    switch (detect) {
+      case DetectPlace::kHost: return n_hot == 0;
+      case DetectPlace::kSplit: return layer_.predictor_bytes == 0 && n_hot > 0 && n_hot < n;
+      case DetectPlace::kDevice: return layer_.detect_bytes + layer_.predictor_bytes > 0 || n_hot == n;
+    }
+    return false;
+  }
+
+  uint64_t bytes(DetectPlace detect, int64_t n_hot) const {
+    if (detect == DetectPlace::kHost) return 0;
+    const uint64_t n = static_cast<uint64_t>(layer_.n_units()), hot = static_cast<uint64_t>(n_hot);
+    const bool detects_all = detect == DetectPlace::kDevice && layer_.predictor_bytes == 0;
+    return (detect == DetectPlace::kDevice ? layer_.predictor_bytes : 0) + hot * layer_.unit_bytes +
+           (detects_all ? n : hot) * layer_.detect_bytes;
+  }
+
+  // `gives_work`: the input is on the device, so that giving work to the host costs a hand-off.
+  double seconds(DetectPlace detect, int64_t n_hot, bool gives_work) const {
+    const int64_t n = layer_.n_units();
+    const double handoff = gives_work ? handoff_ : 0;
+    const bool predicts = layer_.predictor_bytes > 0;
+    const double predictor = static_cast<double>(layer_.predictor_bytes);
+    if (detect == DetectPlace::kHost) return predictor / giga(layer_.host.dense_gbps) + side(layer_.host, 0, n, true) + handoff;
+    const bool cold_detects = predicts || detect == DetectPlace::kSplit;
+    double always = predictor / giga(layer_.device.dense_gbps);
+    if (n_hot == n) return always + side(layer_.device, 0, n, true);
+    if (!cold_detects) always += static_cast<double>(layer_.detect_bytes) * static_cast<double>(n) / giga(layer_.device.dense_gbps);
+    return always + std::max(side(layer_.device, 0, n_hot, cold_detects),
+                             side(layer_.host, n_hot, n, cold_detects) + handoff_);
+  }
+
+ private:
+  // One side's work on units [begin, end): their rows, of which the active ones are needed, and their detect rows.
+  double side(const ReadRate& rate, int64_t begin, int64_t end, bool detects) const {
+    const double n = static_cast<double>(end - begin);
+    const double active = std::max(0.0, expected_[static_cast<size_t>(end)] - expected_[static_cast<size_t>(begin)]);
+    double out = rate.seconds(active, n, static_cast<double>(layer_.unit_bytes));
+    const double candidates = layer_.predictor_bytes > 0 ? std::min(n, active * layer_.over_selection) : n;
+    if (detects) out += rate.seconds(candidates, n, static_cast<double>(layer_.detect_bytes));
+    return out;
+  }
+
+  const PlacementLayer& layer_;
+  const double handoff_;
+  std::vector<double> expected_;  // (n_units + 1) active units among the first ones
+};
+
+double attention_seconds(const PlacementLayer& layer, Place place, double handoff) {
+  const double bytes = static_cast<double>(layer.attention_bytes + layer.kv_read_bytes);
+  return place == Place::kDevice ? bytes / giga(layer.device.dense_gbps) : bytes / giga(layer.host.dense_gbps) + handoff;
+}
+
+uint64_t attention_bytes(const PlacementLayer& layer, Place place) {
+  return place == Place::kDevice ? layer.attention_bytes + layer.kv_bytes : 0;
+}
+
+double head_seconds(const PlacementProblem& problem, Place place, double handoff) {
+  const PlacementLayer& layer = problem.layers[0];
+  const double bytes = static_cast<double>(problem.head_bytes);
+  return place == Place::kDevice ? bytes / giga(layer.device.dense_gbps) : bytes / giga(layer.host.dense_gbps) + handoff;
+}
+
+double layer_seconds(const FfnModel& ffn, const PlacementLayer& layer, const LayerPlacement& at, double handoff) {
+  const bool all_on_host = at.attention == Place::kHost && at.detect == DetectPlace::kHost;
+  return attention_seconds(layer, at.attention, handoff) + ffn.seconds(at.detect, at.n_hot, !all_on_host);
+}
+
+uint64_t layer_bytes(const FfnModel& ffn, const PlacementLayer& layer, const LayerPlacement& at) {
+  return attention_bytes(layer, at.attention) + ffn.bytes(at.detect, at.n_hot);
+}
+
+// What one class of the knapsack may be, with what that means.
+struct Options {
+  std::vector<LayerPlacement> placements;
+  std::vector<Alternative> alternatives;
+};
+
+// A layer's alternatives that no other one beats. The FFN's are thinned out before attention doubles them; host
+// attention with an FFN that is wholly there saves a hand-off, so that pair is kept apart.
+Options layer_options(const PlacementProblem& problem, const PlacementLayer& layer) {
+  const FfnModel ffn(layer, problem.handoff_seconds);
+  const int64_t n = layer.n_units();
+  Options all;
+  const auto add = [&](const LayerPlacement& at) {
+    all.placements.push_back(at);
+    all.alternatives.push_back({static_cast<int64_t>(layer_bytes(ffn, layer, at)),
+                                layer_seconds(ffn, layer, at, problem.handoff_seconds)});
+  };
+  for (const Place attention : {Place::kHost, Place::kDevice}) {
+    add({0, DetectPlace::kHost, attention});
+    for (const DetectPlace detect : {DetectPlace::kSplit, DetectPlace::kDevice})
+      for (int64_t n_hot = 0;; n_hot = std::min(n, n_hot + problem.unit_step)) {
+        if (ffn.can_be(detect, n_hot)) add({n_hot, detect, attention});
+        if (n_hot == n) break;
+      }
+  }
+  Options out;
+  for (const size_t i : pareto(all.alternatives)) {
+    out.placements.push_back(all.placements[i]);
+    out.alternatives.push_back(all.alternatives[i]);
+  }
+  return out;
+}
+
+Placement all_on_host(const PlacementProblem& problem) {
+  Placement out;
+  out.layers.resize(problem.layers.size());
+  out.seconds = out.bound = predict_seconds(problem, out);
+  return out;
+}
+
+}  // namespace
+
+const char* place_name(Place place) { return place == Place::kHost ? "host" : "device"; }
+
+const char* place_name(DetectPlace detect) {
+  return detect == DetectPlace::kHost ? "host" : detect == DetectPlace::kSplit ? "split" : "device";
+}
+
+double ReadRate::at(double density) const {
+  if (gathered.empty() || density >= 1) return dense_gbps;
+  if (density <= gathered.front().density) return gathered.front().gbps;
+  size_t above = 1;
+  while (above < gathered.size() && gathered[above].density < density) ++above;
+  const Gathered low = gathered[above - 1];
+  const Gathered high = above < gathered.size() ? gathered[above] : Gathered{1, dense_gbps};
+  if (low.density >= high.density) return high.gbps;
+  return low.gbps + (high.gbps - low.gbps) * std::log(density / low.density) / std::log(high.density / low.density);
+}
+
+double ReadRate::seconds(double n_active, double n_units, double unit_bytes) const {
+  if (n_active <= 0 || n_units <= 0) return 0;
+  const double all = n_units * unit_bytes / giga(dense_gbps);
+  return std::min(all, n_active * unit_bytes / giga(at(n_active / n_units)));
+}
+
+bool Placement::uses_device() const {
+  return head == Place::kDevice || std::any_of(layers.begin(), layers.end(), [](const LayerPlacement& at) {
+           return at.attention == Place::kDevice || at.detect != DetectPlace::kHost;
+         });
+}
+
+double predict_seconds(const PlacementProblem& problem, const Placement& placement) {
+  const double handoff = placement.uses_device() ? problem.handoff_seconds : 0;
+  double out = head_seconds(problem, placement.head, handoff);
+  for (size_t i = 0; i < problem.layers.size(); ++i)
+    out += layer_seconds(FfnModel(problem.layers[i], handoff), problem.layers[i], placement.layers[i], handoff);
+  return out;
+}
+
+uint64_t device_bytes(const PlacementProblem& problem, const Placement& placement) {
+  if (!placement.uses_device()) return 0;
+  uint64_t out = problem.fixed_bytes + (placement.head == Place::kDevice ? problem.head_bytes : 0);
+  for (size_t i = 0; i < problem.layers.size(); ++i)
+    out += layer_bytes(FfnModel(problem.layers[i], 0), problem.layers[i], placement.layers[i]);
+  return out;
+}
+
+Placement place(const PlacementProblem& problem) {
+  check(problem);
+  const Placement host = all_on_host(problem);
+  if (problem.budget == 0 || problem.budget < problem.fixed_bytes) return host;
+  std::vector<Options> layers;
+  std::vector<std::vector<Alternative>> classes;
+  for (const PlacementLayer& layer : problem.layers) {
+    layers.push_back(layer_options(problem, layer));
+    classes.push_back(layers.back().alternatives);
+  }
+  const std::vector<Alternative> head{{0, head_seconds(problem, Place::kHost, problem.handoff_seconds)},
+                                      {static_cast<int64_t>(problem.head_bytes), head_seconds(problem, Place::kDevice, 0)}};
+  const std::vector<size_t> head_kept = pareto(head);
+  classes.emplace_back();
+  for (const size_t i : head_kept) classes.back().push_back(head[i]);
+
+  const int64_t limit = static_cast<int64_t>(std::min(problem.budget - problem.fixed_bytes, kMaxBytes));
+  const KnapsackResult best = solve_knapsack(classes, limit, {problem.tolerance, problem.max_nodes});
+  HS_CHECK(best.feasible, "placement");  // everything on the host weighs nothing
+  Placement out;
+  for (size_t i = 0; i < layers.size(); ++i) out.layers.push_back(layers[i].placements[best.chosen[i]]);
+  out.head = head_kept[best.chosen.back()] == 1 ? Place::kDevice : Place::kHost;
+  out.seconds = predict_seconds(problem, out);
+  if (host.seconds <= out.seconds) out = host;
+  out.bound = std::min({best.bound, host.seconds, out.seconds});
+  out.device_bytes = device_bytes(problem, out);
+  out.n_nodes = best.n_nodes;
+  return out;
+}
+
+Placement shorten(const PlacementProblem& problem, Placement placement) {
+  if (placement.layers.size() != problem.layers.size())
+    fail("layers of the placement", cat(problem.layers.size()), cat(placement.layers.size()));
+  for (size_t i = 0; i < placement.layers.size(); ++i)
+    if (placement.layers[i].n_hot < 0 || placement.layers[i].n_hot > problem.layers[i].n_units())
+      fail(cat("hot units of layer ", i), cat("0 to ", problem.layers[i].n_units()), cat(placement.layers[i].n_hot));
+  uint64_t used = device_bytes(problem, placement);
+  std::vector<FfnModel> ffn;
+  for (const PlacementLayer& layer : problem.layers) ffn.emplace_back(layer, 0);
+  // Changes one layer and keeps the sum.
+  const auto change = [&](size_t i, LayerPlacement to) {
+    used -= layer_bytes(ffn[i], problem.layers[i], placement.layers[i]);
+    if (to.n_hot == 0 && to.detect == DetectPlace::kSplit) to.detect = DetectPlace::kHost;
+    if (to.n_hot < problem.layers[i].n_units() && !ffn[i].can_be(to.detect, to.n_hot))
+      to.detect = to.n_hot == 0 ? DetectPlace::kHost : DetectPlace::kSplit;
+    placement.layers[i] = to;
+    used += layer_bytes(ffn[i], problem.layers[i], to);
+  };
+  // The next step of each layer: how often its most frequent unit is active for its bytes, the rarest first.
+  using Step = std::tuple<double, size_t>;
+  std::priority_queue<Step, std::vector<Step>, std::greater<>> steps;
+  const auto next_hot = [&](size_t i) {
+    const int64_t n_hot = placement.layers[i].n_hot;
+    return (n_hot - 1) / problem.unit_step * problem.unit_step;
+  };
+  const auto push = [&](size_t i) {
+    if (placement.layers[i].n_hot == 0) return;
+    const PlacementLayer& layer = problem.layers[i];
+    const double bytes = static_cast<double>(layer.unit_bytes + layer.detect_bytes);
+    steps.push({layer.frequency[static_cast<size_t>(next_hot(i))] / std::max(bytes, 1.0), i});
+  };
+  for (size_t i = 0; i < placement.layers.size(); ++i) push(i);
+  for (; used > problem.budget && !steps.empty();) {
+    const size_t i = std::get<1>(steps.top());
+    steps.pop();
+    LayerPlacement to = placement.layers[i];
+    to.n_hot = next_hot(i);
+    change(i, to);
+    push(i);
+  }
+  for (size_t i = placement.layers.size(); i-- > 0 && used > problem.budget;)
+    change(i, {0, DetectPlace::kHost, placement.layers[i].attention});
+  if (used > problem.budget && placement.head == Place::kDevice) placement.head = Place::kHost, used -= problem.head_bytes;
+  for (size_t i = placement.layers.size(); i-- > 0 && used > problem.budget;) change(i, {});
+  placement.device_bytes = device_bytes(problem, placement);
+  placement.seconds = placement.bound = 0;
+  return placement;
+}
+
+}  // namespace hotset
