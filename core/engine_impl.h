@@ -43,10 +43,13 @@ class FairMutex {
 
 class EngineImpl {
  public:
-  EngineImpl(std::shared_ptr<const Model> model, const EngineOptions& options);
+  // `is_outline`: an engine that knows what it would take, but must not compute: no weights are laid out anew.
+  EngineImpl(std::shared_ptr<const Model> model, const EngineOptions& options, bool is_outline = false);
 
   EngineInfo info() const;
   const Predictor* predictor() const { return predictor_.get(); }
+  const Plan& plan() const { return executor_->plan(); }
+  const Weights& weights() const;
   UnitCounts unit_counts() const { return executor_->unit_counts(); }
   void advance(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states,
                const StopCheck& stop);
@@ -64,8 +67,7 @@ class EngineImpl {
     size_t n_logits = 0;
   };
 
-  const Weights& weights() const;
-  std::shared_ptr<const Relayout> choose_weights(const EngineOptions& options) const;
+  std::shared_ptr<const Relayout> choose_weights(const EngineOptions& options, bool is_outline) const;
   std::unique_ptr<const Predictor> make_predictor(const EngineOptions& options) const;
   Plan make_plan(const EngineOptions& options) const;
   int64_t affordable_rows(const Plan& plan) const;

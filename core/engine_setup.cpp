@@ -110,7 +110,7 @@ std::unique_ptr<Device> make_device(const EngineOptions& options) {
 
 }  // namespace
 
-EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOptions& options)
+EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOptions& options, bool is_outline)
     : model(std::move(model_in)) {
   check_options(options);
   const ModelConfig& config = model->config();
@@ -126,8 +126,8 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
   params_.observer = options.observer;
   memory_limit_ = physical_memory_bytes();
   device_ = make_device(options);
-  relayout_ = choose_weights(options);
-  if (options.mode == "predict") predictor_ = make_predictor(options);
+  relayout_ = choose_weights(options, is_outline);
+  if (options.mode == "predict" && !is_outline) predictor_ = make_predictor(options);
   executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get()}, make_plan(options));
   const int64_t blocks_each = (n_ctx_ + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions;
   pool_ = std::make_unique<KvBlockPool>(options.n_sequences > 0 ? blocks_each * options.n_sequences : INT32_MAX);
@@ -135,7 +135,7 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
   blocks_per_slab_ = std::clamp<int64_t>(kSlabBytes / block_bytes, 1, 1024);
 }
 
-std::shared_ptr<const Relayout> EngineImpl::choose_weights(const EngineOptions& options) const {
+std::shared_ptr<const Relayout> EngineImpl::choose_weights(const EngineOptions& options, bool is_outline) const {
   if (options.weights_from) {
     if (&options.weights_from->model() != model.get())
       throw std::invalid_argument(error_text("engine", "weights_from", "an engine of the same Model", "of another one",
@@ -143,6 +143,7 @@ std::shared_ptr<const Relayout> EngineImpl::choose_weights(const EngineOptions& 
     if (options.weights_from->impl_->relayout_) return options.weights_from->impl_->relayout_;
   }
   if (!exact_) return nullptr;
+  if (is_outline) return Relayout::outline(*model);
   return std::make_shared<Relayout>(*model, load_threads(device_->info().n_threads), options.log);
 }
 

@@ -86,12 +86,28 @@ void Relayout::make_layer(const Model& model, LayerWeights& layer, ThreadPool& p
     errors[static_cast<size_t>(worker)].size += sums.size;
   });
   model.file().drop_pages(down);
-  layer.ffn_down_t.name = layer.ffn_down.name;
-  layer.ffn_down_t.name.replace(layer.ffn_down_t.name.rfind("ffn_down"), 8, "ffn_down_t");
-  layer.ffn_down_t.view = {arena.data(), type, n_embd, n_ff, stride};
-  layer.ffn_down = {};
+  replace_down(layer, arena.data(), type);
   n_bytes_ += arena.size();
   arenas_.push_back(std::move(arena));
+}
+
+void Relayout::replace_down(LayerWeights& layer, const std::byte* data, DType type) {
+  const TensorView& down = layer.ffn_down.view;
+  layer.ffn_down_t.name = layer.ffn_down.name;
+  layer.ffn_down_t.name.replace(layer.ffn_down_t.name.rfind("ffn_down"), 8, "ffn_down_t");
+  layer.ffn_down_t.view = {data, type, down.n_rows, down.n_cols, row_bytes(type, down.n_rows)};
+  layer.ffn_down = {};
+}
+
+std::shared_ptr<const Relayout> Relayout::outline(const Model& model) {
+  std::shared_ptr<Relayout> out(new Relayout(model.weights()));
+  for (LayerWeights& layer : out->weights_.layers) {
+    if (layer.ffn_down_t) continue;
+    const TensorView down = layer.ffn_down.view;
+    out->replace_down(layer, down.data, fitting_type(down.dtype, down.n_rows));
+    out->n_bytes_ += layer.ffn_down_t.view.size_bytes();
+  }
+  return out;
 }
 
 }  // namespace hotset

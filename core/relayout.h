@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "core/arena.h"
@@ -21,15 +22,23 @@ class Relayout {
   // every layer has ffn_down_t. The model must outlive this. Throws OutOfMemoryError.
   Relayout(const Model& model, int32_t n_threads, const LogSink& log);
 
+  // What that would make, without the work and the memory: the new tensors have their shapes and types, but view the old
+  // ones' bytes and must not be read.
+  static std::shared_ptr<const Relayout> outline(const Model& model);
+
   // The model's weights with ffn_down_t in every layer.
   const Weights& weights() const { return weights_; }
   uint64_t n_bytes() const { return n_bytes_; }
 
  private:
+  explicit Relayout(const Weights& weights) : weights_(weights) {}
   struct Error2 {  // sums of squares
     double error = 0, size = 0;
   };
   void make_layer(const Model& model, LayerWeights& layer, class ThreadPool& pool, std::vector<Error2>& errors);
+
+  // Puts rows of units of type `type` at `data` in the place of a layer's ffn_down.
+  void replace_down(LayerWeights& layer, const std::byte* data, DType type);
 
   Weights weights_;
   std::vector<Arena> arenas_;  // one per layer

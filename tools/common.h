@@ -23,6 +23,7 @@ int cmd_tokenize(const Words& words);
 int cmd_detokenize(const Words& words);
 int cmd_logits(const Words& words);
 int cmd_inspect(const Words& words);
+int cmd_plan(const Words& words);
 int cmd_quantize(const Words& words);
 int cmd_synth(const Words& words);
 int cmd_doctor(const Words& words);

@@ -1,6 +1,7 @@
 #include "tools/machine.h"
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -137,6 +138,13 @@ double measure_read_gbps(int n_threads, uint64_t free_bytes) {
   } catch (const std::exception&) {
     return 0;
   }
+}
+
+uint64_t resident_memory_bytes() {
+  uint64_t size = 0, resident = 0;
+  std::ifstream("/proc/self/statm") >> size >> resident;
+  const long page_bytes = sysconf(_SC_PAGESIZE);
+  return page_bytes > 0 ? resident * static_cast<uint64_t>(page_bytes) : 0;
 }
 
 std::string machine_rates_path() {

@@ -29,6 +29,9 @@ Machine probe_machine();
 // is no memory for it. Takes at most 1/4 of `free_bytes` and 512 MiB.
 double measure_read_gbps(int n_threads, uint64_t free_bytes);
 
+// Memory of this process that is in RAM now, mapped files included; 0 when unknown.
+uint64_t resident_memory_bytes();
+
 // Where `bench --machine` keeps what it measured: hotset/machine.json in $XDG_CACHE_HOME, else in ~/.cache; "" when
 // there is neither.
 std::string machine_rates_path();

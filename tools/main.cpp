@@ -22,12 +22,12 @@ constexpr Command kCommands[] = {
     {"detokenize", cmd_detokenize, "token ids to text"},
     {"logits", cmd_logits, "write the logits of every position to a .npy file"},
     {"inspect", cmd_inspect, "show what a model file holds and whether it will run"},
+    {"plan", cmd_plan, "show where a model would lie, what it takes and how fast it would be"},
     {"quantize", cmd_quantize, "write a model file with other weight types"},
     {"synth", cmd_synth, "write a model with random weights and the sparsity asked for"},
     {"doctor", cmd_doctor, "show what this machine and this build offer"},
 };
 
-constexpr const char* kLater[] = {"plan"};
 constexpr const char* kPython[] = {"chat", "convert", "profile", "report", "train-predictor", "place", "serve"};
 
 std::string usage_text() {
@@ -39,10 +39,6 @@ std::string usage_text() {
 }
 
 [[noreturn]] void unknown_command(const std::string& name) {
-  if (std::find(std::begin(kLater), std::end(kLater), name) != std::end(kLater)) {
-    throw UsageError(error_text("hotset", "command is not in this version", "one of 'hotset --help'", quoted(name),
-                                "use a newer version when there is one"));
-  }
   if (std::find(std::begin(kPython), std::end(kPython), name) != std::end(kPython)) {
     throw UsageError(error_text("hotset", "command is part of the Python package", "a native command", quoted(name),
                                 "run 'pip install hotset'"));

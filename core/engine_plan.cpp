@@ -1,0 +1,236 @@
+#include "core/engine_plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <set>
+
+#include "core/engine_impl.h"
+#include "core/gguf.h"
+#include "core/relayout.h"
+#include "core/weights.h"
+
+namespace hotset {
+namespace {
+
+// Prompts stream a layer's cold units through two buffers of at most this size on the device.
+constexpr uint64_t kStreamBytes = uint64_t{64} << 20;
+// Rows of a decode step whose vectors pass through the hand-off's pinned memory.
+constexpr uint64_t kHandoffRows = 8;
+constexpr uint64_t kMaxBudget = uint64_t{1} << 44;  // 16 TiB
+
+[[noreturn]] void fail(const std::string& what, const std::string& expected, const std::string& got,
+                       const std::string& remedy) {
+  throw std::invalid_argument(error_text("plan", what, expected, got, remedy));
+}
+
+ReadRate host_rate(const MachineRates& rates, int32_t n_threads, double row_bytes) {
+  ReadRate out{rates.dense_gbps(n_threads), {}};
+  for (const double density : rates.densities(n_threads))
+    if (density < 1) out.gathered.push_back({density, rates.gathered_gbps(n_threads, row_bytes, density)});
+  return out;
+}
+
+ReadRate device_rate(const GpuRates& gpu, double row_bytes) {
+  ReadRate out{gpu.dense_gbps, {}};
+  std::set<double> densities;
+  for (const GatheredRate& each : gpu.gathered) densities.insert(each.density);
+  for (const double density : densities)
+    if (density < 1) out.gathered.push_back({density, gpu.gathered_gbps(row_bytes, density)});
+  return out;
+}
+
+// An engine in outline with what the placement asks of it.
+class Outline {
+ public:
+  Outline(std::shared_ptr<const Model> model, const EngineOptions& options, const PlanRequest& request)
+      : request_(request), impl_(std::move(model), options, /*is_outline=*/true), info_(impl_.info()) {
+    n_sequences_ = static_cast<uint64_t>(std::max(options.n_sequences, 1));
+    // Units can be split between devices only where each is a row.
+    if (request.vram_budget > 0) rows_ = Relayout::outline(*impl_.model);
+    check();
+  }
+
+  bool exact() const { return info_.mode == "exact"; }
+  const EngineInfo& info() const { return info_; }
+  const Plan& plan() const { return impl_.plan(); }
+  const ModelConfig& config() const { return impl_.model->config(); }
+  const Weights& weights() const { return rows_ ? rows_->weights() : impl_.weights(); }
+
+  EngineBytes bytes() const {
+    const Plan& p = plan();
+    EngineBytes out;
+    out.embeddings = embedding_bytes(weights(), n_sequences_ * static_cast<uint64_t>(info_.n_ctx));
+    const uint64_t n_blocks = static_cast<uint64_t>((info_.n_ctx + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions);
+    out.kv_per_layer = n_sequences_ * n_blocks * p.kv.block_bytes() / static_cast<uint64_t>(p.kv.n_layer);
+    const uint64_t row = output_row_bytes();
+    const uint64_t n_rows = static_cast<uint64_t>(p.max_output_rows);
+    // Generation asks for one row of logits a sequence; memory that is never touched is never committed.
+    out.compute = info_.buffer_bytes - (n_rows - std::min(n_rows, n_sequences_)) * row - untouched_list_bytes();
+    out.logits = 2 * n_sequences_ * static_cast<uint64_t>(p.n_vocab) * sizeof(float);
+    out.relayout = info_.relayout_bytes;
+    uint64_t ffn = 0;
+    for (size_t i = 0; request_.vram_budget > 0 && i < weights().layers.size(); ++i) {
+      const LayerBytes layer = layer_bytes(weights(), i, exact());
+      ffn = std::max(ffn, static_cast<uint64_t>(config().n_ff) * (layer.detect_row + layer.unit_rows));
+    }
+    out.device_compute = row_memory_bytes(p) * static_cast<uint64_t>(p.max_rows) + n_rows * row + 2 * std::min(ffn, kStreamBytes);
+    out.handoff = kHandoffRows * (2 * static_cast<uint64_t>(config().n_embd) + 2 * static_cast<uint64_t>(config().n_ff) + 1) * 4;
+    return out;
+  }
+
+  PlacementProblem problem() const {
+    PlacementProblem out;
+    out.budget = request_.vram_budget;
+    out.head_bytes = head_bytes(weights());
+    const bool uses_gpu = request_.vram_budget > 0;
+    const EngineBytes engine = bytes();
+    if (uses_gpu) {
+      out.fixed_bytes = engine.device_compute;
+      const double vector_bytes = 4.0 * static_cast<double>(config().n_embd);  // x goes one way, y the other
+      out.handoff_seconds = *request_.rates->handoff_us * 1e-6 + vector_bytes / (request_.rates->pcie->d2h_gbps * 1e9) +
+                            vector_bytes / (request_.rates->pcie->h2d_gbps * 1e9);
+    }
+    for (size_t i = 0; i < weights().layers.size(); ++i) {
+      const LayerBytes bytes = layer_bytes(weights(), i, exact());
+      PlacementLayer layer;
+      layer.frequency.assign(static_cast<size_t>(config().n_ff), 1.0);
+      if (exact() && !request_.frequencies.empty()) layer.frequency = request_.frequencies[i];
+      layer.detect_bytes = bytes.detect_row;
+      layer.unit_bytes = bytes.unit_rows;
+      layer.attention_bytes = bytes.attention;
+      layer.kv_bytes = engine.kv_per_layer;
+      layer.kv_read_bytes = engine.kv_per_layer / n_sequences_ / 2;
+      const double row_bytes = static_cast<double>(bytes.shortest_row);
+      if (request_.rates) layer.host = host_rate(*request_.rates, info_.n_threads, row_bytes);
+      if (uses_gpu) layer.device = device_rate(*request_.rates->gpu, row_bytes);
+      out.layers.push_back(std::move(layer));
+    }
+    return out;
+  }
+
+ private:
+  // What is never touched of buffers by position in a row's unit list: the list, and of the listed units h and, with a
+  // gate, the products. Rows begin where the one before ends, so a piece of a page at both ends is touched.
+  uint64_t untouched_list_bytes() const {
+    if (!exact() || request_.frequencies.empty()) return 0;
+    double most = 0;
+    for (const auto& layer : request_.frequencies) most = std::max(most, std::accumulate(layer.begin(), layer.end(), 0.0));
+    constexpr double kPage = 4096;
+    const double all = 4 * static_cast<double>(config().n_ff);
+    const double touched = std::min(all, std::ceil(4 * most / kPage) * kPage);
+    const double n_buffers = config().arch->gated ? 3 : 2;
+    return static_cast<uint64_t>((all - touched) * n_buffers * static_cast<double>(plan().max_rows));
+  }
+
+  // A row of everything that has one row per row of logits.
+  uint64_t output_row_bytes() const {
+    uint64_t out = 0;
+    for (const BufferDesc& buffer : plan().buffers)
+      if (buffer.rows == BufferRows::kOutput) out += static_cast<uint64_t>(buffer.n_cols) * sizeof(float);
+    return out;
+  }
+
+  void check() const {
+    const PlanRequest& r = request_;
+    const uint64_t most = r.rates && r.rates->gpu && r.rates->gpu->memory_bytes > 0 ? r.rates->gpu->memory_bytes : kMaxBudget;
+    if (r.vram_budget > most)
+      fail("vram budget", cat("at most ", most, " bytes"), cat(r.vram_budget), "ask for what the GPU has");
+    if (!r.frequencies.empty() && r.frequencies.size() != weights().layers.size())
+      fail("layers of the frequencies", cat(weights().layers.size()), cat(r.frequencies.size()),
+           "use statistics of this model");
+    for (const auto& layer : r.frequencies)
+      if (static_cast<int64_t>(layer.size()) != config().n_ff)
+        fail("units of a layer's frequencies", cat(config().n_ff), cat(layer.size()), "use statistics of this model");
+    if (r.vram_budget == 0) return;
+    if (!r.rates || !r.rates->gpu || !r.rates->pcie || !r.rates->handoff_us)
+      throw Error(error_text("plan", "machine rates for a GPU budget", "rates of the CPU, the GPU, its bus and the hand-off",
+                             !r.rates             ? "no machine rates"
+                             : !r.rates->gpu      ? "no gpu rates"
+                             : !r.rates->pcie     ? "no pcie rates"
+                                                  : "no handoff_us",
+                             "run 'hotset bench --machine', and give --gpu-gbps, --pcie-gbps and --handoff-us, or name a "
+                             "file that has them with --machine"));
+    const uint64_t fixed = bytes().device_compute;
+    if (r.vram_budget < fixed)
+      fail("vram budget", cat("at least ", fixed, " bytes, which activations and buffers take (fewer with a smaller -b)"),
+           cat(r.vram_budget), "raise it, or pass 0 for the CPU alone");
+  }
+
+  const PlanRequest& request_;
+  EngineImpl impl_;
+  EngineInfo info_;
+  uint64_t n_sequences_ = 1;
+  std::shared_ptr<const Relayout> rows_;
+};
+
+}  // namespace
+
+void apply(const RatesByHand& by_hand, MachineRates& rates) {
+  const auto check = [](const char* name, const std::optional<double>& value, double low) {
+    if (value && !(*value >= low && *value <= 1e6)) fail(name, cat(low, " to 1e6"), cat(*value), "pass what was measured");
+  };
+  check("gpu_gbps", by_hand.gpu_gbps, 1e-3);
+  check("pcie_gbps", by_hand.pcie_gbps, 1e-3);
+  check("handoff_us", by_hand.handoff_us, 0);
+  if (by_hand.gpu_gbps) {
+    // Another rate is another card: what was measured with the file's, its memory and its gathered reads, does not hold.
+    rates.gpu = GpuRates{"", 0, *by_hand.gpu_gbps, {}};
+  }
+  if (by_hand.pcie_gbps) rates.pcie = PcieRates{*by_hand.pcie_gbps, *by_hand.pcie_gbps};
+  if (by_hand.handoff_us) rates.handoff_us = *by_hand.handoff_us;
+}
+
+PlacementProblem placement_problem(std::shared_ptr<const Model> model, const EngineOptions& options,
+                                   const PlanRequest& request) {
+  return Outline(std::move(model), options, request).problem();
+}
+
+std::vector<std::vector<double>> sidecar_frequencies(const std::string& path, const Model& model) {
+  const auto file = GgufFile::open(path);
+  const auto refuse = [&](const std::string& what, const std::string& expected, const std::string& got) {
+    throw ModelFormatError(error_text(quoted(path, 300), what, expected, got, "make the sidecar anew with 'hotset place'"));
+  };
+  if (file->get_string("general.architecture").value_or("") != "hotset-sidecar")
+    refuse("kind of file", "a sidecar (general.architecture \"hotset-sidecar\")", "another GGUF file");
+  if (file->get_int("hotset.version").value_or(0) != 1)
+    refuse("hotset.version", "1", cat(file->get_int("hotset.version").value_or(0)));
+  const int64_t n_ff = model.config().n_ff;
+  std::vector<std::vector<double>> out;
+  for (int64_t layer = 0; layer < model.config().n_layer; ++layer) {
+    const GgufTensor* tensor = file->find_tensor(cat("blk.", layer, ".unit_freq"));
+    if (!tensor && layer == 0) return {};
+    if (!tensor || tensor->type != static_cast<uint32_t>(DType::kF32) || !(tensor->shape == shape_of(n_ff)))
+      refuse(cat("blk.", layer, ".unit_freq"), cat("(", n_ff, ") F32, as the model has units"),
+             tensor ? shape_text(tensor->shape) : "nothing");
+    const float* from = reinterpret_cast<const float*>(tensor->data);
+    out.emplace_back(from, from + n_ff);
+  }
+  return out;
+}
+
+EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& options, const PlanRequest& request) {
+  const Outline outline(std::move(model), options, request);
+  EnginePlan out;
+  out.engine = outline.info();
+  out.n_units = outline.config().n_ff;
+  out.steps = dump(outline.plan());
+  out.pp_reason = "prompts are bound by arithmetic, whose rate is not measured";
+  if (request.rates) {
+    out.placement = place(outline.problem());
+    out.tg_ts = 1 / out.placement.seconds;
+  } else {
+    out.placement.layers.resize(outline.weights().layers.size());
+    out.tg_reason = "no rates of this machine: run 'hotset bench --machine'";
+  }
+  out.memory = account(outline.weights(), outline.exact(), outline.bytes(), out.placement);
+  if (outline.exact() && request.frequencies.empty())
+    out.notes.push_back("no activation frequencies: every unit counts as active (profile the model, then 'hotset place')");
+  if (request.rates && request.vram_budget > 0 && request.rates->gpu->gathered.empty())
+    out.notes.push_back("no gathered rates of the GPU: its gathered reads count at the dense rate");
+  if (request.vram_budget > 0 && !out.placement.uses_device())
+    out.notes.push_back("nothing is faster on the GPU within this budget");
+  return out;
+}
+
+}  // namespace hotset

@@ -1,0 +1,57 @@
+// What `hotset plan` tells: where a model would lie, what that takes and how fast it would be, before anything is loaded.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/engine.h"
+#include "core/machine_rates.h"
+#include "core/memory_plan.h"
+#include "core/placement.h"
+
+namespace hotset {
+
+struct PlanRequest {
+  uint64_t vram_budget = 0;           // bytes of GPU memory; 0 = everything on the CPU
+  std::optional<MachineRates> rates;  // without them nothing can be predicted, and only a budget of 0 be planned
+  // (n_layer, n_ff) share of tokens for which a unit is active, descending; empty = not known: every unit counts as
+  // active. Only exact mode asks.
+  std::vector<std::vector<double>> frequencies;
+};
+
+struct EnginePlan {
+  EngineInfo engine;
+  MemoryPlan memory;
+  Placement placement;
+  int64_t n_units = 0;  // of each layer
+  std::optional<double> tg_ts;  // predicted tokens per second of decoding in half-filled contexts
+  std::string tg_reason;        // why there is no prediction
+  std::string pp_reason;        // why there is none of prompts
+  std::vector<std::string> notes;
+  std::string steps;  // of the plan that the CPU runs, one a line
+};
+
+// Rates given by hand in place of those of a file: GPU and bus both ways in GB/s, the hand-off in microseconds; nothing =
+// as in the file.
+struct RatesByHand {
+  std::optional<double> gpu_gbps, pcie_gbps, handoff_us;
+};
+void apply(const RatesByHand& by_hand, MachineRates& rates);
+
+// Plans an engine of these options. The compute buffers are those that the CPU's program takes, which is compiled for it
+// but neither run nor touched. Throws what Engine::create throws, std::invalid_argument for frequencies or a budget that
+// make no sense, and Error for a positive budget without rates of a GPU, its bus and the hand-off.
+EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& options, const PlanRequest& request);
+
+// The frequencies of a sidecar's units in slot order, as PlanRequest wants them; empty where it has none. Throws Error
+// (cannot be read) and ModelFormatError (no sidecar, damaged, of a model of another shape).
+std::vector<std::vector<double>> sidecar_frequencies(const std::string& path, const Model& model);
+
+// The problem that plan_engine solves; for tools that compare placements.
+PlacementProblem placement_problem(std::shared_ptr<const Model> model, const EngineOptions& options,
+                                   const PlanRequest& request);
+
+}  // namespace hotset

@@ -1,0 +1,181 @@
+// `hotset plan`: where a model would lie, what that takes and how fast it would be, before anything is loaded.
+#include <cmath>
+#include <fstream>
+#include <optional>
+
+#include "core/engine_plan.h"
+#include "tools/common.h"
+#include "tools/json.h"
+#include "tools/machine.h"
+
+namespace hotset::cli {
+namespace {
+
+constexpr float kNotGiven = -1;
+
+struct PlanFlags {
+  ModelFlags model;
+  DeviceFlags device;
+  ComputeFlags compute;
+  int64_t n_sequences = 1;
+  std::string sidecar, machine;
+  float gpu_gbps = kNotGiven, pcie_gbps = kNotGiven, handoff_us = kNotGiven;
+  bool as_json = false;
+  bool dumps = false;
+};
+
+void declare(Args& args, PlanFlags& flags) {
+  add_model_flags(args, flags.model);
+  add_compute_flags(args, flags.compute);
+  add_device_flags(args, flags.device);
+  args.integer("--sequences", "sequences that are open at the same time (1)", flags.n_sequences, {1, 1 << 20});
+  args.text("--sidecar", "FILE", "activation frequencies of `hotset place` (MODEL.hotset.gguf beside the model)",
+            flags.sidecar);
+  args.text("--machine", "FILE", "rates of the machine to plan for (those of `hotset bench --machine` here)",
+            flags.machine);
+  args.real("--gpu-gbps", "read rate of the GPU's memory, in place of the file's", flags.gpu_gbps, {0, 1e6f, true});
+  args.real("--pcie-gbps", "copies to and from the GPU, in place of the file's", flags.pcie_gbps, {0, 1e6f, true});
+  args.real("--handoff-us", "microseconds of a hand-off, in place of the file's", flags.handoff_us, {0, 1e6f});
+  args.flag("--json", "print one JSON object", flags.as_json);
+  args.flag("--dump", "print the list of steps that the CPU runs", flags.dumps);
+}
+
+std::optional<double> given(float value) {
+  return value == kNotGiven ? std::nullopt : std::optional<double>(static_cast<double>(value));
+}
+
+// Rates of --machine, else of this machine, changed by hand.
+std::optional<MachineRates> chosen_rates(const PlanFlags& flags, std::string& note) {
+  std::optional<MachineRates> rates;
+  if (flags.machine.empty())
+    rates = known_machine_rates(note);
+  else
+    rates = load_machine_rates(flags.machine);
+  if (rates) apply({given(flags.gpu_gbps), given(flags.pcie_gbps), given(flags.handoff_us)}, *rates);
+  return rates;
+}
+
+// The budget in bytes; "auto" is what is free on the GPU, and this version has none.
+uint64_t chosen_budget(const PlanFlags& flags, std::vector<std::string>& notes) {
+  if (flags.device.vram_budget != "auto") return parse_size("plan", "--vram-budget", flags.device.vram_budget);
+  notes.push_back("no GPU in this version: everything on the CPU (--vram-budget SIZE plans for one)");
+  return 0;
+}
+
+std::string chosen_sidecar(const PlanFlags& flags, const std::string& model_path) {
+  if (!flags.sidecar.empty()) return flags.sidecar;
+  const size_t dot = model_path.rfind(".gguf");
+  if (dot == std::string::npos || dot + 5 != model_path.size()) return "";
+  const std::string beside = model_path.substr(0, dot) + ".hotset.gguf";
+  return std::ifstream(beside) ? beside : "";
+}
+
+struct Report {
+  std::string model, type, sidecar;
+  uint64_t vram_budget = 0;
+  EnginePlan plan;
+};
+
+void write_predictions(JsonWriter& json, const EnginePlan& plan) {
+  json.key("predicted").begin_object();
+  plan.tg_ts ? json.field("tg_ts", *plan.tg_ts) : json.key("tg_ts").null();
+  plan.tg_ts ? json.key("tg_reason").null() : json.field("tg_reason", plan.tg_reason);
+  json.key("pp_ts").null().field("pp_reason", plan.pp_reason);
+  plan.tg_ts ? json.field("gap", plan.placement.gap()) : json.key("gap").null();
+  json.end_object();
+}
+
+std::string json_report(const Report& report) {
+  const EnginePlan& plan = report.plan;
+  JsonWriter json;
+  json.begin_object().field("model", report.model).field("type", report.type);
+  json.field("mode", plan.engine.mode).field("kv_type", plan.engine.kv_type);
+  json.field("n_ctx", plan.engine.n_ctx).field("n_threads", plan.engine.n_threads);
+  json.field("vram_budget", report.vram_budget).key("sidecar");
+  report.sidecar.empty() ? json.null() : json.value(report.sidecar);
+  json.key("components").begin_array();
+  for (const MemoryComponent& each : plan.memory.components)
+    json.begin_object().field("name", each.name).field("device", each.device).field("bytes", each.bytes).end_object();
+  json.end_array().key("totals").begin_object();
+  json.field("vram", plan.memory.bytes_on("gpu")).field("ram", plan.memory.bytes_on("cpu")).end_object();
+  json.field("head", place_name(plan.placement.head)).key("layers").begin_array();
+  for (size_t i = 0; i < plan.placement.layers.size(); ++i) {
+    const LayerPlacement& at = plan.placement.layers[i];
+    json.begin_object().field("layer", static_cast<uint64_t>(i)).field("n_hot", at.n_hot).field("n_units", plan.n_units);
+    json.field("detect", place_name(at.detect)).field("attention", place_name(at.attention)).end_object();
+  }
+  json.end_array();
+  write_predictions(json, plan);
+  json.field("notes", plan.notes).end_object();
+  return json.text() + "\n";
+}
+
+// Runs of equal layers are one line.
+std::string layer_table(const EnginePlan& plan) {
+  std::string out = "\n| layers    |   hot units | detect | attention |\n| --------- | ----------: | ------ | --------- |\n";
+  const auto& layers = plan.placement.layers;
+  for (size_t begin = 0, end = 0; begin < layers.size(); begin = end) {
+    const LayerPlacement& at = layers[begin];
+    for (end = begin; end < layers.size() && layers[end].n_hot == at.n_hot && layers[end].detect == at.detect &&
+                      layers[end].attention == at.attention;)
+      ++end;
+    const std::string range = end - begin == 1 ? cat(begin) : cat(begin, " to ", end - 1);
+    out += text_of("| %-9s | %11lld | %-6s | %-9s |\n", range.c_str(), static_cast<long long>(at.n_hot),
+                   place_name(at.detect), place_name(at.attention));
+  }
+  return out + cat("\nof ", plan.n_units, " units each; head: ", place_name(plan.placement.head), "\n");
+}
+
+std::string text_report(const Report& report) {
+  const EnginePlan& plan = report.plan;
+  std::string out = cat("model      ", printable(report.model), " (", report.type, "), mode ", plan.engine.mode,
+                        ", context ", plan.engine.n_ctx, ", kv ", plan.engine.kv_type, "\n");
+  out += "\n| component    | device |         bytes |            |\n| ------------ | ------ | ------------: | ---------: |\n";
+  const auto line = [&](const std::string& name, const std::string& device, uint64_t bytes) {
+    out += text_of("| %-12s | %-6s | %13llu | %10s |\n", name.c_str(), device.c_str(),
+                   static_cast<unsigned long long>(bytes), bytes_text(bytes).c_str());
+  };
+  for (const MemoryComponent& each : plan.memory.components) line(each.name, each.device, each.bytes);
+  line("total", "gpu", plan.memory.bytes_on("gpu"));
+  line("total", "cpu", plan.memory.bytes_on("cpu"));
+  out += layer_table(plan);
+  out += plan.tg_ts ? text_of("decode     %.2f tokens/s predicted (no placement of this kind is more than %.3g %% faster)\n",
+                              *plan.tg_ts, 100 * plan.placement.gap() / (1 - plan.placement.gap()))
+                    : cat("decode     not predicted: ", plan.tg_reason, "\n");
+  out += cat("prompt     not predicted: ", plan.pp_reason, "\n");
+  for (const std::string& note : plan.notes) out += cat("note       ", note, "\n");
+  return out;
+}
+
+}  // namespace
+
+int cmd_plan(const Words& words) {
+  Args args("plan", "Shows where a model would lie, what it takes and how fast it would be, before anything is loaded.");
+  PlanFlags flags;
+  declare(args, flags);
+  if (parse_or_help(args, words)) return kExitDone;
+
+  std::vector<std::string> notes;
+  PlanRequest request;
+  request.vram_budget = chosen_budget(flags, notes);
+  std::string note;
+  request.rates = chosen_rates(flags, note);
+  if (!note.empty()) notes.push_back(note);
+  const auto model = open_model(flags.model);
+  EngineOptions options = engine_options(flags.model, flags.device, flags.compute);
+  options.n_sequences = static_cast<int32_t>(flags.n_sequences);
+  Report report{model->path(), model->type_text(), chosen_sidecar(flags, model->path()), request.vram_budget, {}};
+  if (!report.sidecar.empty()) request.frequencies = sidecar_frequencies(report.sidecar, *model);
+  report.plan = plan_engine(model, options, request);
+  // The program, its libraries and the vocabulary, as they are in this process.
+  report.plan.memory.add("process", "cpu", resident_memory_bytes());
+  report.plan.notes.insert(report.plan.notes.begin(), notes.begin(), notes.end());
+  if (flags.dumps) {
+    write_stdout(report.plan.steps);
+    return kExitDone;
+  }
+  write_stdout(flags.as_json ? json_report(report) : text_report(report));
+  return kExitDone;
+}
+
+}  // namespace hotset::cli
