@@ -209,6 +209,21 @@ std::vector<std::vector<double>> sidecar_frequencies(const std::string& path, co
   return out;
 }
 
+namespace {
+
+// Share of the activations that hot units have; nothing where no unit is ever active.
+std::optional<double> hot_share(const PlacementProblem& problem, const Placement& placement) {
+  double hot = 0, all = 0;
+  for (size_t i = 0; i < problem.layers.size(); ++i) {
+    const auto& f = problem.layers[i].frequency;
+    hot += std::accumulate(f.begin(), f.begin() + placement.layers[i].n_hot, 0.0);
+    all += std::accumulate(f.begin(), f.end(), 0.0);
+  }
+  return all > 0 ? std::optional(hot / all) : std::nullopt;
+}
+
+}  // namespace
+
 EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& options, const PlanRequest& request) {
   const Outline outline(std::move(model), options, request);
   EnginePlan out;
@@ -217,8 +232,10 @@ EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& 
   out.steps = dump(outline.plan());
   out.pp_reason = "prompts are bound by arithmetic, whose rate is not measured";
   if (request.rates) {
-    out.placement = place(outline.problem());
+    const PlacementProblem problem = outline.problem();
+    out.placement = place(problem);
     out.tg_ts = 1 / out.placement.seconds;
+    out.gpu_active_share = hot_share(problem, out.placement);
   } else {
     out.placement.layers.resize(outline.weights().layers.size());
     out.tg_reason = "no rates of this machine: run 'hotset bench --machine'";

@@ -27,8 +27,9 @@ struct EnginePlan {
   MemoryPlan memory;
   Placement placement;
   int64_t n_units = 0;  // of each layer
-  std::optional<double> tg_ts;  // predicted tokens per second of decoding in half-filled contexts
+  std::optional<double> tg_ts;   // predicted tokens per second of decoding in half-filled contexts
   std::string tg_reason;        // why there is no prediction
+  std::optional<double> gpu_active_share;  // share of the active units that are hot
   std::string pp_reason;        // why there is none of prompts
   std::vector<std::string> notes;
   std::string steps;  // of the plan that the CPU runs, one a line

@@ -48,8 +48,7 @@ void check(const PlacementLayer& layer, size_t index, bool uses_device) {
   if (uses_device) check(layer.device, where + " device");
 }
 
-void check(const PlacementProblem& problem) {
-  const bool uses_device = problem.budget > 0 && problem.budget >= problem.fixed_bytes;
+void check(const PlacementProblem& problem, bool uses_device) {
   if (problem.layers.empty()) fail("layers", "at least one", "none");
   if (problem.unit_step < 1) fail("unit step", "1 or more", cat(problem.unit_step));
   if (!(problem.handoff_seconds >= 0) || !std::isfinite(problem.handoff_seconds))
@@ -182,6 +181,18 @@ Placement all_on_host(const PlacementProblem& problem) {
   return out;
 }
 
+void check_layers(const PlacementProblem& problem, const Placement& placement) {
+  if (placement.layers.size() != problem.layers.size())
+    fail("layers of the placement", cat(problem.layers.size()), cat(placement.layers.size()));
+  for (size_t i = 0; i < placement.layers.size(); ++i) {
+    const LayerPlacement& at = placement.layers[i];
+    const int64_t n = problem.layers[i].n_units();
+    if (at.n_hot < 0 || at.n_hot > n) fail(cat("hot units of layer ", i), cat("0 to ", n), cat(at.n_hot));
+    if (!FfnModel(problem.layers[i], 0).can_be(at.detect, at.n_hot))
+      fail(cat("detect of layer ", i), cat("one that goes with ", at.n_hot, " hot units of ", n), place_name(at.detect));
+  }
+}
+
 }  // namespace
 
 const char* place_name(Place place) { return place == Place::kHost ? "host" : "device"; }
@@ -230,7 +241,7 @@ uint64_t device_bytes(const PlacementProblem& problem, const Placement& placemen
 }
 
 Placement place(const PlacementProblem& problem) {
-  check(problem);
+  check(problem, problem.budget > 0 && problem.budget >= problem.fixed_bytes);
   const Placement host = all_on_host(problem);
   if (problem.budget == 0 || problem.budget < problem.fixed_bytes) return host;
   std::vector<Options> layers;
@@ -259,12 +270,13 @@ Placement place(const PlacementProblem& problem) {
   return out;
 }
 
+void check_placement(const PlacementProblem& problem, const Placement& placement) {
+  check(problem, placement.uses_device());
+  check_layers(problem, placement);
+}
+
 Placement shorten(const PlacementProblem& problem, Placement placement) {
-  if (placement.layers.size() != problem.layers.size())
-    fail("layers of the placement", cat(problem.layers.size()), cat(placement.layers.size()));
-  for (size_t i = 0; i < placement.layers.size(); ++i)
-    if (placement.layers[i].n_hot < 0 || placement.layers[i].n_hot > problem.layers[i].n_units())
-      fail(cat("hot units of layer ", i), cat("0 to ", problem.layers[i].n_units()), cat(placement.layers[i].n_hot));
+  check_layers(problem, placement);
   uint64_t used = device_bytes(problem, placement);
   std::vector<FfnModel> ffn;
   for (const PlacementLayer& layer : problem.layers) ffn.emplace_back(layer, 0);

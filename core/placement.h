@@ -86,6 +86,10 @@ struct Placement {
 // steps and sizes that are not positive where they are used.
 Placement place(const PlacementProblem& problem);
 
+// Throws std::invalid_argument unless the placement has a possible entry for every layer of the problem, and the
+// problem's numbers are as place() asks, rates of the device included.
+void check_placement(const PlacementProblem& problem, const Placement& placement);
+
 // Predicted seconds of a decode token with this placement, whatever its budget:
 //   sum over layers [t_attention + t_device_always + max(t_device_hot, t_host_cold + hand-off)] + t_head
 // Times are bytes over rates; the number of active units of a side is its expectation, the sum of its units'

@@ -101,6 +101,7 @@ class NativeEngine {
 
 void bind_engine(nb::module_& module);
 void bind_generation(nb::module_& module);
+void bind_plan(nb::module_& module);
 void bind_compare(nb::module_& module);
 void bind_profile(nb::module_& module);
 

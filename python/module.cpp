@@ -95,6 +95,7 @@ NB_MODULE(_core, module) {
   module.def("build_commit", &build_commit, "Commit the library was built from, or \"\" when unknown.");
   bind_engine(module);
   bind_generation(module);
+  bind_plan(module);
   bind_compare(module);
   bind_profile(module);
 }

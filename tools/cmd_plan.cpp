@@ -106,6 +106,7 @@ std::string json_report(const Report& report) {
   }
   json.end_array();
   write_predictions(json, plan);
+  plan.gpu_active_share ? json.field("gpu_active_share", *plan.gpu_active_share) : json.key("gpu_active_share").null();
   json.field("notes", plan.notes).end_object();
   return json.text() + "\n";
 }

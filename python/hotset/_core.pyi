@@ -68,6 +68,15 @@ class Generation:
 
     def stats(self) -> dict[str, Any]: ...
 
+def plan(path: str, *, load: dict[str, Any], vram_budget: int, frequencies: Sequence[numpy.ndarray], machine: str, gpu_gbps: float | None, pcie_gbps: float | None, handoff_us: float | None) -> dict[str, Any]:
+    """What `hotset plan --json` prints, of a model with the keywords that Engine takes."""
+
+def place(problem: dict[str, Any]) -> dict[str, Any]:
+    """Solves a placement problem: see hotset.offline.placement.Problem."""
+
+def evaluate_placement(problem: dict[str, Any], placement: dict[str, Any]) -> tuple[float, int]:
+    """Predicted seconds of a token, and bytes on the device."""
+
 def kl_divergence(engine: Engine, tokens: Sequence[int], n_ctx: int) -> dict[str, Any]:
     """How far an engine's predictions are from dense ones on the same weights."""
 

@@ -149,6 +149,19 @@ def checked_float(where: str, name: str, value: object) -> float:
     return number
 
 
+def as_doubles(where: str, name: str, value: object) -> Any:
+    """Returns numbers as a NumPy vector of float64."""
+    import numpy as np
+
+    try:
+        out = np.ascontiguousarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} takes numbers, not {_type_name(value)}") from None
+    if out.ndim != 1:
+        raise ValueError(error_text(where, name, "a vector of each layer", f"{out.ndim} dimensions", "pass one"))
+    return out
+
+
 def checked_bool(name: str, value: object) -> bool:
     """Returns True or False; those of numpy are fine."""
     if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):

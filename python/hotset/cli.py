@@ -20,15 +20,20 @@ BINARY = Path(__file__).parent / "bin" / "hotset"
 # Subcommands of this half: name -> what it does. They are modules with add_arguments(parser) and main(args).
 PYTHON_COMMANDS = {
     "convert": "Hugging Face checkpoint to GGUF",
+    "place": "which parts of a model live on the GPU, from statistics and machine rates",
     "profile": "activation statistics of a model over texts",
     "report": "statistics to plots and one HTML page",
 }
 
 # Modules of subcommands that are not called as the command.
-_MODULES = {"profile": "offline.profile_command", "report": "offline.report_command"}
+_MODULES = {
+    "place": "offline.place_command",
+    "profile": "offline.profile_command",
+    "report": "offline.report_command",
+}
 
 # Subcommands of the design that this version does not have.
-LATER_COMMANDS = ("chat", "place", "serve", "train-predictor")
+LATER_COMMANDS = ("chat", "serve", "train-predictor")
 
 # Flags whose value is any text, so that `-p -hf` is not taken for a repository.
 _TEXT_FLAGS = ("-p", "--prompt")

@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from . import _core, hub
-from .arguments import checked_bool, checked_path, load_options, reject_unknown, split_prompts, token_ids, utf8
+from .arguments import (
+    as_doubles,
+    checked_bool,
+    checked_int,
+    checked_path,
+    load_options,
+    reject_unknown,
+    size_in_bytes,
+    split_prompts,
+    token_ids,
+    utf8,
+)
 from .errors import ContextLengthError, DeviceError, error_text
 from .generation import Completion, Request, Token, TokenStream
 from .model_info import KldResult, ModelStats, metadata_value
@@ -98,6 +109,7 @@ class Model:
                 "adapt": adapt,
             }
         )
+        self._load_options = options
         log = _log_to_stderr if checked_bool("verbose", verbose) else _log_warnings
         file = DEFAULT_MODEL if path is None else hub.resolve(checked_path("Model", "path", path))
         self.path: str = str(file)
@@ -330,6 +342,50 @@ class Model:
         if self._metadata is None:
             self._metadata = {key: metadata_value(kind, text) for key, kind, text in engine.metadata()}
         return dict(self._metadata)
+
+    def plan(
+        self,
+        vram_budget: int | str | None = None,
+        *,
+        n_ctx: int | None = None,
+        frequencies: Sequence[NDArray[np.float64]] = (),
+        machine: str | os.PathLike[str] | None = None,
+        gpu_gbps: float | None = None,
+        pcie_gbps: float | None = None,
+        handoff_us: float | None = None,
+    ) -> dict[str, Any]:
+        """Returns where the model would lie with a budget, what that takes and how fast it would be.
+
+        Args:
+            vram_budget: bytes of GPU memory, or a text such as "8GiB"; None or "auto" = what is free: in this version 0.
+            n_ctx: positions that the KV memory holds; None = those of this model.
+            frequencies: per layer the share of tokens for which a unit is active, descending; empty = not known, then
+                every unit counts as active.
+            machine: machine.json; None = what `hotset bench --machine` measured here.
+            gpu_gbps: read rate of the GPU's memory, in place of the file's; likewise pcie_gbps and handoff_us.
+
+        Returns:
+            What `hotset plan --json` prints but for the memory of the process: `components`, `totals`, `layers`, `head`,
+            `predicted` and `notes`.
+
+        Raises:
+            ValueError: a budget beyond the GPU's memory or below what its buffers take, or rates out of range.
+            Error: a budget without rates of a GPU.
+        """
+        self._open_engine()
+        from .offline.placement import default_machine
+
+        file = default_machine() if machine is None else checked_path("plan", "machine", machine)
+        return _core.plan(
+            self.path,
+            load={**self._load_options, "n_ctx": checked_int("plan", "n_ctx", n_ctx or self.n_ctx, 1, 1 << 30)},
+            vram_budget=size_in_bytes("plan", "vram_budget", vram_budget) or 0,
+            frequencies=[as_doubles("plan", "frequencies", layer) for layer in frequencies],
+            machine="" if file is None else str(file),
+            gpu_gbps=gpu_gbps,
+            pcie_gbps=pcie_gbps,
+            handoff_us=handoff_us,
+        )
 
     @property
     def fingerprint(self) -> str:

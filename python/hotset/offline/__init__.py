@@ -4,6 +4,8 @@
 `statistics` keeps the result, `npz` reads and writes its file.
 `report` turns it into figures, plots and a page: `figures` does the arithmetic, `report_plots` draws, `report_page`
 writes HTML, `sidecar_reader` reads a placement.
+`placement` decides what lives on the GPU, `ilp` has the paper's integer program to compare with, `sidecar` keeps unit
+order, placement and predictors beside a model, `gguf_parts` reads and writes its file.
 """
 
 from __future__ import annotations
