@@ -61,7 +61,8 @@ class Outline {
     const Plan& p = plan();
     EngineBytes out;
     out.embeddings = embedding_bytes(weights(), n_sequences_ * static_cast<uint64_t>(info_.n_ctx));
-    const uint64_t n_blocks = static_cast<uint64_t>((info_.n_ctx + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions);
+    const uint64_t n_blocks =
+        static_cast<uint64_t>((info_.n_ctx + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions);
     out.kv_per_layer = n_sequences_ * n_blocks * p.kv.block_bytes() / static_cast<uint64_t>(p.kv.n_layer);
     const uint64_t row = output_row_bytes();
     const uint64_t n_rows = static_cast<uint64_t>(p.max_output_rows);
@@ -74,8 +75,10 @@ class Outline {
       const LayerBytes layer = layer_bytes(weights(), i, exact());
       ffn = std::max(ffn, static_cast<uint64_t>(config().n_ff) * (layer.detect_row + layer.unit_rows));
     }
-    out.device_compute = row_memory_bytes(p) * static_cast<uint64_t>(p.max_rows) + n_rows * row + 2 * std::min(ffn, kStreamBytes);
-    out.handoff = kHandoffRows * (2 * static_cast<uint64_t>(config().n_embd) + 2 * static_cast<uint64_t>(config().n_ff) + 1) * 4;
+    out.device_compute =
+        row_memory_bytes(p) * static_cast<uint64_t>(p.max_rows) + n_rows * row + 2 * std::min(ffn, kStreamBytes);
+    out.handoff =
+        kHandoffRows * (2 * static_cast<uint64_t>(config().n_embd) + 2 * static_cast<uint64_t>(config().n_ff) + 1) * 4;
     return out;
   }
 
@@ -115,7 +118,8 @@ class Outline {
   uint64_t untouched_list_bytes() const {
     if (!exact() || request_.frequencies.empty()) return 0;
     double most = 0;
-    for (const auto& layer : request_.frequencies) most = std::max(most, std::accumulate(layer.begin(), layer.end(), 0.0));
+    for (const auto& layer : request_.frequencies)
+      most = std::max(most, std::accumulate(layer.begin(), layer.end(), 0.0));
     constexpr double kPage = 4096;
     const double all = 4 * static_cast<double>(config().n_ff);
     const double touched = std::min(all, std::ceil(4 * most / kPage) * kPage);
@@ -133,7 +137,8 @@ class Outline {
 
   void check() const {
     const PlanRequest& r = request_;
-    const uint64_t most = r.rates && r.rates->gpu && r.rates->gpu->memory_bytes > 0 ? r.rates->gpu->memory_bytes : kMaxBudget;
+    const uint64_t most =
+        r.rates && r.rates->gpu && r.rates->gpu->memory_bytes > 0 ? r.rates->gpu->memory_bytes : kMaxBudget;
     if (r.vram_budget > most)
       fail("vram budget", cat("at most ", most, " bytes"), cat(r.vram_budget), "ask for what the GPU has");
     if (!r.frequencies.empty() && r.frequencies.size() != weights().layers.size())
@@ -144,16 +149,18 @@ class Outline {
         fail("units of a layer's frequencies", cat(config().n_ff), cat(layer.size()), "use statistics of this model");
     if (r.vram_budget == 0) return;
     if (!r.rates || !r.rates->gpu || !r.rates->pcie || !r.rates->handoff_us)
-      throw Error(error_text("plan", "machine rates for a GPU budget", "rates of the CPU, the GPU, its bus and the hand-off",
-                             !r.rates             ? "no machine rates"
-                             : !r.rates->gpu      ? "no gpu rates"
-                             : !r.rates->pcie     ? "no pcie rates"
-                                                  : "no handoff_us",
-                             "run 'hotset bench --machine', and give --gpu-gbps, --pcie-gbps and --handoff-us, or name a "
-                             "file that has them with --machine"));
+      throw Error(
+          error_text("plan", "machine rates for a GPU budget", "rates of the CPU, the GPU, its bus and the hand-off",
+                     !r.rates         ? "no machine rates"
+                     : !r.rates->gpu  ? "no gpu rates"
+                     : !r.rates->pcie ? "no pcie rates"
+                                      : "no handoff_us",
+                     "run 'hotset bench --machine', and give --gpu-gbps, --pcie-gbps and --handoff-us, or name a "
+                     "file that has them with --machine"));
     const uint64_t fixed = bytes().device_compute;
     if (r.vram_budget < fixed)
-      fail("vram budget", cat("at least ", fixed, " bytes, which activations and buffers take (fewer with a smaller -b)"),
+      fail("vram budget",
+           cat("at least ", fixed, " bytes, which activations and buffers take (fewer with a smaller -b)"),
            cat(r.vram_budget), "raise it, or pass 0 for the CPU alone");
   }
 
@@ -168,13 +175,15 @@ class Outline {
 
 void apply(const RatesByHand& by_hand, MachineRates& rates) {
   const auto check = [](const char* name, const std::optional<double>& value, double low) {
-    if (value && !(*value >= low && *value <= 1e6)) fail(name, cat(low, " to 1e6"), cat(*value), "pass what was measured");
+    if (value && !(*value >= low && *value <= 1e6))
+      fail(name, cat(low, " to 1e6"), cat(*value), "pass what was measured");
   };
   check("gpu_gbps", by_hand.gpu_gbps, 1e-3);
   check("pcie_gbps", by_hand.pcie_gbps, 1e-3);
   check("handoff_us", by_hand.handoff_us, 0);
   if (by_hand.gpu_gbps) {
-    // Another rate is another card: what was measured with the file's, its memory and its gathered reads, does not hold.
+    // Another rate is another card: what was measured with the file's, its memory and its gathered reads, does not
+    // hold.
     rates.gpu = GpuRates{"", 0, *by_hand.gpu_gbps, {}};
   }
   if (by_hand.pcie_gbps) rates.pcie = PcieRates{*by_hand.pcie_gbps, *by_hand.pcie_gbps};
@@ -189,7 +198,8 @@ PlacementProblem placement_problem(std::shared_ptr<const Model> model, const Eng
 std::vector<std::vector<double>> sidecar_frequencies(const std::string& path, const Model& model) {
   const auto file = GgufFile::open(path);
   const auto refuse = [&](const std::string& what, const std::string& expected, const std::string& got) {
-    throw ModelFormatError(error_text(quoted(path, 300), what, expected, got, "make the sidecar anew with 'hotset place'"));
+    throw ModelFormatError(
+        error_text(quoted(path, 300), what, expected, got, "make the sidecar anew with 'hotset place'"));
   };
   if (file->get_string("general.architecture").value_or("") != "hotset-sidecar")
     refuse("kind of file", "a sidecar (general.architecture \"hotset-sidecar\")", "another GGUF file");
@@ -205,6 +215,11 @@ std::vector<std::vector<double>> sidecar_frequencies(const std::string& path, co
              tensor ? shape_text(tensor->shape) : "nothing");
     const float* from = reinterpret_cast<const float*>(tensor->data);
     out.emplace_back(from, from + n_ff);
+    double last = 1;
+    for (const double f : out.back()) {
+      if (!(f >= 0 && f <= last)) refuse(tensor->name, "numbers from 1 to 0, descending", cat(f, " after ", last));
+      last = f;
+    }
   }
   return out;
 }
@@ -242,7 +257,8 @@ EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& 
   }
   out.memory = account(outline.weights(), outline.exact(), outline.bytes(), out.placement);
   if (outline.exact() && request.frequencies.empty())
-    out.notes.push_back("no activation frequencies: every unit counts as active (profile the model, then 'hotset place')");
+    out.notes.push_back(
+        "no activation frequencies: every unit counts as active (profile the model, then 'hotset place')");
   if (request.rates && request.vram_budget > 0 && request.rates->gpu->gathered.empty())
     out.notes.push_back("no gathered rates of the GPU: its gathered reads count at the dense rate");
   if (request.vram_budget > 0 && !out.placement.uses_device())

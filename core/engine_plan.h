@@ -1,4 +1,5 @@
-// What `hotset plan` tells: where a model would lie, what that takes and how fast it would be, before anything is loaded.
+// What `hotset plan` tells: where a model would lie, what that takes and how fast it would be, before anything is
+// loaded.
 #pragma once
 
 #include <cstdint>
@@ -26,25 +27,25 @@ struct EnginePlan {
   EngineInfo engine;
   MemoryPlan memory;
   Placement placement;
-  int64_t n_units = 0;  // of each layer
-  std::optional<double> tg_ts;   // predicted tokens per second of decoding in half-filled contexts
-  std::string tg_reason;        // why there is no prediction
+  int64_t n_units = 0;                     // of each layer
+  std::optional<double> tg_ts;             // predicted tokens per second of decoding in half-filled contexts
+  std::string tg_reason;                   // why there is no prediction
   std::optional<double> gpu_active_share;  // share of the active units that are hot
-  std::string pp_reason;        // why there is none of prompts
+  std::string pp_reason;                   // why there is none of prompts
   std::vector<std::string> notes;
   std::string steps;  // of the plan that the CPU runs, one a line
 };
 
-// Rates given by hand in place of those of a file: GPU and bus both ways in GB/s, the hand-off in microseconds; nothing =
-// as in the file.
+// Rates given by hand in place of those of a file: GPU and bus both ways in GB/s, the hand-off in microseconds; nothing
+// = as in the file.
 struct RatesByHand {
   std::optional<double> gpu_gbps, pcie_gbps, handoff_us;
 };
 void apply(const RatesByHand& by_hand, MachineRates& rates);
 
-// Plans an engine of these options. The compute buffers are those that the CPU's program takes, which is compiled for it
-// but neither run nor touched. Throws what Engine::create throws, std::invalid_argument for frequencies or a budget that
-// make no sense, and Error for a positive budget without rates of a GPU, its bus and the hand-off.
+// Plans an engine of these options. The compute buffers are those that the CPU's program takes, which is compiled for
+// it but neither run nor touched. Throws what Engine::create throws, std::invalid_argument for frequencies or a budget
+// that make no sense, and Error for a positive budget without rates of a GPU, its bus and the hand-off.
 EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& options, const PlanRequest& request);
 
 // The frequencies of a sidecar's units in slot order, as PlanRequest wants them; empty where it has none. Throws Error

@@ -24,9 +24,7 @@ struct Node {
   size_t cut_class = 0, cut_at = 0;  // its children: the alternatives of that class below cut_at, and from it on
 
   // Order of the queue: the lowest bound first, the oldest among equals.
-  bool operator<(const Node& other) const {
-    return bound != other.bound ? bound > other.bound : number > other.number;
-  }
+  bool operator<(const Node& other) const { return bound != other.bound ? bound > other.bound : number > other.number; }
 };
 
 // The alternatives of a range that are the cheapest at some price, ascending in weight, and the price below which the
@@ -211,16 +209,15 @@ class Search {
     const Class& points = classes_[which];
     const int64_t most = points[chosen].weight + left;
     const auto begin = points.begin() + static_cast<std::ptrdiff_t>(chosen);
-    return static_cast<size_t>(
-        std::partition_point(begin, points.begin() + static_cast<std::ptrdiff_t>(end),
-                             [&](const Alternative& each) { return each.weight <= most; }) -
-        points.begin());
+    return static_cast<size_t>(std::partition_point(begin, points.begin() + static_cast<std::ptrdiff_t>(end),
+                                                    [&](const Alternative& each) { return each.weight <= most; }) -
+                               points.begin());
   }
 
   const std::vector<Class>& classes_;
   const int64_t limit_;
   const KnapsackOptions options_;
-  std::vector<std::map<std::pair<size_t, size_t>, Hull>> hulls_;  // of each class, by range
+  std::vector<std::map<std::pair<size_t, size_t>, Hull>> hulls_;    // of each class, by range
   double dropped_bound_ = std::numeric_limits<double>::infinity();  // of nodes that were not worth a look
   KnapsackResult result_;
 };

@@ -14,8 +14,8 @@ struct Alternative {
 };
 
 struct KnapsackOptions {
-  double tolerance = 1e-4;   // proven relative gap at which the search ends; 0 = until the best is proven
-  int64_t max_nodes = 400;    // nodes after which it ends in any case
+  double tolerance = 1e-4;  // proven relative gap at which the search ends; 0 = until the best is proven
+  int64_t max_nodes = 400;  // nodes after which it ends in any case
 };
 
 struct KnapsackResult {
@@ -29,10 +29,10 @@ struct KnapsackResult {
 // Alternatives of a class come ascending in weight and strictly falling in cost, at least one. Costs are finite.
 //
 // For a price per weight every class takes its cheapest alternative by itself, one on its lower convex hull; the price
-// at which the weights just fit (found by bisection) gives a lower bound (Lagrange), and the alternatives of that price,
-// with what is left of the limit spent where it saves most per weight, a choice. Branch and bound on the class that the limit cuts
-// between two alternatives closes the gap, best bound first. Deterministic: the search is limited by nodes, not by time.
-// Source of the bound: Sinha and Zoltners, The multiple-choice knapsack problem, 1979.
+// at which the weights just fit (found by bisection) gives a lower bound (Lagrange), and the alternatives of that
+// price, with what is left of the limit spent where it saves most per weight, a choice. Branch and bound on the class
+// that the limit cuts between two alternatives closes the gap, best bound first. Deterministic: the search is limited
+// by nodes, not by time. Source of the bound: Sinha and Zoltners, The multiple-choice knapsack problem, 1979.
 KnapsackResult solve_knapsack(const std::vector<std::vector<Alternative>>& classes, int64_t limit,
                               const KnapsackOptions& options = {});
 

@@ -19,7 +19,8 @@ namespace {
 constexpr uint64_t kMaxBytes = uint64_t{1} << 62;  // sums stay within 64 bits, and no file is as long
 
 void check(const ReadRate& rate, const std::string& where) {
-  if (!(rate.dense_gbps > 0) || !std::isfinite(rate.dense_gbps)) fail(where, "a dense rate above 0", cat(rate.dense_gbps));
+  if (!(rate.dense_gbps > 0) || !std::isfinite(rate.dense_gbps))
+    fail(where, "a dense rate above 0", cat(rate.dense_gbps));
   double density = 0;
   for (const ReadRate::Gathered& each : rate.gathered) {
     if (!(each.density > density && each.density <= 1)) fail(where, "ascending densities up to 1", cat(each.density));
@@ -92,13 +93,15 @@ class FfnModel {
     const double handoff = gives_work ? handoff_ : 0;
     const bool predicts = layer_.predictor_bytes > 0;
     const double predictor = static_cast<double>(layer_.predictor_bytes);
-    if (detect == DetectPlace::kHost) return predictor / giga(layer_.host.dense_gbps) + side(layer_.host, 0, n, true) + handoff;
+    if (detect == DetectPlace::kHost)
+      return predictor / giga(layer_.host.dense_gbps) + side(layer_.host, 0, n, true) + handoff;
     const bool cold_detects = predicts || detect == DetectPlace::kSplit;
     double always = predictor / giga(layer_.device.dense_gbps);
     if (n_hot == n) return always + side(layer_.device, 0, n, true);
-    if (!cold_detects) always += static_cast<double>(layer_.detect_bytes) * static_cast<double>(n) / giga(layer_.device.dense_gbps);
-    return always + std::max(side(layer_.device, 0, n_hot, cold_detects),
-                             side(layer_.host, n_hot, n, cold_detects) + handoff_);
+    if (!cold_detects)
+      always += static_cast<double>(layer_.detect_bytes) * static_cast<double>(n) / giga(layer_.device.dense_gbps);
+    return always +
+           std::max(side(layer_.device, 0, n_hot, cold_detects), side(layer_.host, n_hot, n, cold_detects) + handoff_);
   }
 
  private:
@@ -119,7 +122,8 @@ class FfnModel {
 
 double attention_seconds(const PlacementLayer& layer, Place place, double handoff) {
   const double bytes = static_cast<double>(layer.attention_bytes + layer.kv_read_bytes);
-  return place == Place::kDevice ? bytes / giga(layer.device.dense_gbps) : bytes / giga(layer.host.dense_gbps) + handoff;
+  return place == Place::kDevice ? bytes / giga(layer.device.dense_gbps)
+                                 : bytes / giga(layer.host.dense_gbps) + handoff;
 }
 
 uint64_t attention_bytes(const PlacementLayer& layer, Place place) {
@@ -129,7 +133,8 @@ uint64_t attention_bytes(const PlacementLayer& layer, Place place) {
 double head_seconds(const PlacementProblem& problem, Place place, double handoff) {
   const PlacementLayer& layer = problem.layers[0];
   const double bytes = static_cast<double>(problem.head_bytes);
-  return place == Place::kDevice ? bytes / giga(layer.device.dense_gbps) : bytes / giga(layer.host.dense_gbps) + handoff;
+  return place == Place::kDevice ? bytes / giga(layer.device.dense_gbps)
+                                 : bytes / giga(layer.host.dense_gbps) + handoff;
 }
 
 double layer_seconds(const FfnModel& ffn, const PlacementLayer& layer, const LayerPlacement& at, double handoff) {
@@ -147,16 +152,16 @@ struct Options {
   std::vector<Alternative> alternatives;
 };
 
-// A layer's alternatives that no other one beats. The FFN's are thinned out before attention doubles them; host
-// attention with an FFN that is wholly there saves a hand-off, so that pair is kept apart.
+// A layer's alternatives that no other one beats. Attention and FFN are chosen together, because a layer that is wholly on
+// the host has one hand-off, not two.
 Options layer_options(const PlacementProblem& problem, const PlacementLayer& layer) {
   const FfnModel ffn(layer, problem.handoff_seconds);
   const int64_t n = layer.n_units();
   Options all;
   const auto add = [&](const LayerPlacement& at) {
     all.placements.push_back(at);
-    all.alternatives.push_back({static_cast<int64_t>(layer_bytes(ffn, layer, at)),
-                                layer_seconds(ffn, layer, at, problem.handoff_seconds)});
+    all.alternatives.push_back(
+        {static_cast<int64_t>(layer_bytes(ffn, layer, at)), layer_seconds(ffn, layer, at, problem.handoff_seconds)});
   };
   for (const Place attention : {Place::kHost, Place::kDevice}) {
     add({0, DetectPlace::kHost, attention});
@@ -189,7 +194,8 @@ void check_layers(const PlacementProblem& problem, const Placement& placement) {
     const int64_t n = problem.layers[i].n_units();
     if (at.n_hot < 0 || at.n_hot > n) fail(cat("hot units of layer ", i), cat("0 to ", n), cat(at.n_hot));
     if (!FfnModel(problem.layers[i], 0).can_be(at.detect, at.n_hot))
-      fail(cat("detect of layer ", i), cat("one that goes with ", at.n_hot, " hot units of ", n), place_name(at.detect));
+      fail(cat("detect of layer ", i), cat("one that goes with ", at.n_hot, " hot units of ", n),
+           place_name(at.detect));
   }
 }
 
@@ -250,8 +256,9 @@ Placement place(const PlacementProblem& problem) {
     layers.push_back(layer_options(problem, layer));
     classes.push_back(layers.back().alternatives);
   }
-  const std::vector<Alternative> head{{0, head_seconds(problem, Place::kHost, problem.handoff_seconds)},
-                                      {static_cast<int64_t>(problem.head_bytes), head_seconds(problem, Place::kDevice, 0)}};
+  const std::vector<Alternative> head{
+      {0, head_seconds(problem, Place::kHost, problem.handoff_seconds)},
+      {static_cast<int64_t>(problem.head_bytes), head_seconds(problem, Place::kDevice, 0)}};
   const std::vector<size_t> head_kept = pareto(head);
   classes.emplace_back();
   for (const size_t i : head_kept) classes.back().push_back(head[i]);
@@ -313,7 +320,8 @@ Placement shorten(const PlacementProblem& problem, Placement placement) {
   }
   for (size_t i = placement.layers.size(); i-- > 0 && used > problem.budget;)
     change(i, {0, DetectPlace::kHost, placement.layers[i].attention});
-  if (used > problem.budget && placement.head == Place::kDevice) placement.head = Place::kHost, used -= problem.head_bytes;
+  if (used > problem.budget && placement.head == Place::kDevice)
+    placement.head = Place::kHost, used -= problem.head_bytes;
   for (size_t i = placement.layers.size(); i-- > 0 && used > problem.budget;) change(i, {});
   placement.device_bytes = device_bytes(problem, placement);
   placement.seconds = placement.bound = 0;

@@ -28,13 +28,13 @@ struct ReadRate {
 
   // Between the densities by interpolation in their logarithms, towards dense_gbps at 1; below them as at the lowest.
   double at(double density) const;
-  // Seconds to read `n_active` of `n_units` pieces of unit_bytes: the active ones gathered, or all in order when that is
-  // faster.
+  // Seconds to read `n_active` of `n_units` pieces of unit_bytes: the active ones gathered, or all in order when that
+  // is faster.
   double seconds(double n_active, double n_units, double unit_bytes) const;
 };
 
-// What a layer consists of. A unit of a dense layer is active for every token (frequency 1) and has no detect row of its
-// own: all its bytes are unit_bytes. With a predictor, detect rows are read for candidates only.
+// What a layer consists of. A unit of a dense layer is active for every token (frequency 1) and has no detect row of
+// its own: all its bytes are unit_bytes. With a predictor, detect rows are read for candidates only.
 struct PlacementLayer {
   std::vector<double> frequency;  // (n_units) share of tokens for which the unit is active, descending
   uint64_t detect_bytes = 0;      // of one unit: its row of the detect matrix; 0 = nothing to detect

@@ -47,7 +47,8 @@ PlacementLayer problem_layer(const nb::dict& from) {
 
 PlacementProblem problem_of(const nb::dict& from) {
   PlacementProblem out;
-  for (nb::handle each : member<nb::list>(from, "layers")) out.layers.push_back(problem_layer(nb::cast<nb::dict>(each)));
+  for (nb::handle each : member<nb::list>(from, "layers"))
+    out.layers.push_back(problem_layer(nb::cast<nb::dict>(each)));
   out.head_bytes = member<uint64_t>(from, "head_bytes");
   out.handoff_seconds = member<double>(from, "handoff_seconds");
   out.fixed_bytes = member<uint64_t>(from, "fixed_bytes");
@@ -83,7 +84,9 @@ Placement decisions(const nb::dict& from) {
     LayerPlacement at;
     at.n_hot = member<int64_t>(layer, "n_hot");
     at.attention = member<std::string>(layer, "attention") == "device" ? Place::kDevice : Place::kHost;
-    at.detect = detect == "device" ? DetectPlace::kDevice : detect == "split" ? DetectPlace::kSplit : DetectPlace::kHost;
+    at.detect = detect == "device"  ? DetectPlace::kDevice
+                : detect == "split" ? DetectPlace::kSplit
+                                    : DetectPlace::kHost;
     out.layers.push_back(at);
   }
   out.head = member<std::string>(from, "head") == "device" ? Place::kDevice : Place::kHost;
@@ -122,7 +125,8 @@ void write_rate(nb::dict& out, const char* name, const std::optional<double>& ra
 std::string machine_name(const std::optional<MachineRates>& rates) {
   if (!rates) return "";
   std::string out = cat(rates->cpu.empty() ? "unknown CPU" : rates->cpu, ", ", rates->n_cores, " cores");
-  if (rates->gpu) out += cat("; ", rates->gpu->name.empty() ? "GPU" : rates->gpu->name, ", ", rates->gpu->dense_gbps, " GB/s");
+  if (rates->gpu)
+    out += cat("; ", rates->gpu->name.empty() ? "GPU" : rates->gpu->name, ", ", rates->gpu->dense_gbps, " GB/s");
   return out;
 }
 
@@ -149,8 +153,17 @@ nb::dict plan_dict(const EnginePlan& plan, const std::string& fingerprint) {
   return out;
 }
 
-nb::dict plan(const std::string& path, const nb::dict& load, uint64_t vram_budget, const std::vector<Vector>& frequencies,
-              const std::string& machine, const RatesByHand& by_hand) {
+// "" in builds whose models have no fingerprint.
+template <class M>
+std::string fingerprint_of(const M& model) {
+  if constexpr (requires { model.fingerprint(); })
+    return model.fingerprint();
+  else
+    return "";
+}
+
+nb::dict plan(const std::string& path, const nb::dict& load, uint64_t vram_budget,
+              const std::vector<Vector>& frequencies, const std::string& machine, const RatesByHand& by_hand) {
   EngineOptions options;
   options.mode = member<std::string>(load, "mode");
   options.device = member<std::string>(load, "device");
@@ -168,6 +181,7 @@ nb::dict plan(const std::string& path, const nb::dict& load, uint64_t vram_budge
     if (!machine.empty()) request.rates = load_machine_rates(machine);
     if (request.rates) apply(by_hand, *request.rates);
     const auto model = Model::load(path, {activation, {}});
+    fingerprint = fingerprint_of(*model);
     return plan_engine(model, options, request);
   }();
   nb::dict out = plan_dict(result, fingerprint);

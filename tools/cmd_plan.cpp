@@ -101,7 +101,10 @@ std::string json_report(const Report& report) {
   json.field("head", place_name(plan.placement.head)).key("layers").begin_array();
   for (size_t i = 0; i < plan.placement.layers.size(); ++i) {
     const LayerPlacement& at = plan.placement.layers[i];
-    json.begin_object().field("layer", static_cast<uint64_t>(i)).field("n_hot", at.n_hot).field("n_units", plan.n_units);
+    json.begin_object()
+        .field("layer", static_cast<uint64_t>(i))
+        .field("n_hot", at.n_hot)
+        .field("n_units", plan.n_units);
     json.field("detect", place_name(at.detect)).field("attention", place_name(at.attention)).end_object();
   }
   json.end_array();
@@ -113,7 +116,8 @@ std::string json_report(const Report& report) {
 
 // Runs of equal layers are one line.
 std::string layer_table(const EnginePlan& plan) {
-  std::string out = "\n| layers    |   hot units | detect | attention |\n| --------- | ----------: | ------ | --------- |\n";
+  std::string out =
+      "\n| layers    |   hot units | detect | attention |\n| --------- | ----------: | ------ | --------- |\n";
   const auto& layers = plan.placement.layers;
   for (size_t begin = 0, end = 0; begin < layers.size(); begin = end) {
     const LayerPlacement& at = layers[begin];
@@ -131,7 +135,9 @@ std::string text_report(const Report& report) {
   const EnginePlan& plan = report.plan;
   std::string out = cat("model      ", printable(report.model), " (", report.type, "), mode ", plan.engine.mode,
                         ", context ", plan.engine.n_ctx, ", kv ", plan.engine.kv_type, "\n");
-  out += "\n| component    | device |         bytes |            |\n| ------------ | ------ | ------------: | ---------: |\n";
+  out +=
+      "\n| component    | device |         bytes |            |\n| ------------ | ------ | ------------: | ---------: "
+      "|\n";
   const auto line = [&](const std::string& name, const std::string& device, uint64_t bytes) {
     out += text_of("| %-12s | %-6s | %13llu | %10s |\n", name.c_str(), device.c_str(),
                    static_cast<unsigned long long>(bytes), bytes_text(bytes).c_str());
@@ -140,9 +146,10 @@ std::string text_report(const Report& report) {
   line("total", "gpu", plan.memory.bytes_on("gpu"));
   line("total", "cpu", plan.memory.bytes_on("cpu"));
   out += layer_table(plan);
-  out += plan.tg_ts ? text_of("decode     %.2f tokens/s predicted (no placement of this kind is more than %.3g %% faster)\n",
-                              *plan.tg_ts, 100 * plan.placement.gap() / (1 - plan.placement.gap()))
-                    : cat("decode     not predicted: ", plan.tg_reason, "\n");
+  out += plan.tg_ts
+             ? text_of("decode     %.2f tokens/s predicted (no placement of this kind is more than %.3g %% faster)\n",
+                       *plan.tg_ts, 100 * plan.placement.gap() / (1 - plan.placement.gap()))
+             : cat("decode     not predicted: ", plan.tg_reason, "\n");
   out += cat("prompt     not predicted: ", plan.pp_reason, "\n");
   for (const std::string& note : plan.notes) out += cat("note       ", note, "\n");
   return out;
@@ -151,7 +158,8 @@ std::string text_report(const Report& report) {
 }  // namespace
 
 int cmd_plan(const Words& words) {
-  Args args("plan", "Shows where a model would lie, what it takes and how fast it would be, before anything is loaded.");
+  Args args("plan",
+            "Shows where a model would lie, what it takes and how fast it would be, before anything is loaded.");
   PlanFlags flags;
   declare(args, flags);
   if (parse_or_help(args, words)) return kExitDone;

@@ -63,7 +63,6 @@ def test_no_command_shows_the_usage_and_fails(hotset):
         (["chat"], b"pip install hotset"),
         (["serve", "--port", "1"], b"pip install hotset"),
         (["quantize", "a", "b", "q8_0", "--order", "s.npz"], b"pip install hotset"),
-        (["plan"], b"not in this version"),
         (["bench", "--machine", "-p", "1"], b"contradicting flags"),
         (["bench", "--machine", "-d", "1"], b"contradicting flags"),
         (["bench", "--machine", "-o", "json"], b"use --json"),

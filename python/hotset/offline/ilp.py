@@ -71,7 +71,10 @@ def solve_ilp(
             solver.addRow(least, most, len(index), index, np.append(size, -bound).astype(np.float64))
     solver.run()
     values = np.asarray(solver.getSolution().col_value)
-    if len(values) < n_groups or solver.getInfo().primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
+    if (
+        len(values) < n_groups
+        or solver.getInfo().primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible
+    ):
         raise Error(error_text("ilp", "solution", f"one within {seconds:g} s", "none", "allow more time"))
     chosen = [values[begin : begin + len(size)] > 0.5 for begin, size in zip(first, sizes)]
     return [int(size[taken].sum()) for size, taken in zip(sizes, chosen)]

@@ -18,13 +18,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--machine", metavar="FILE",
                         help="rates of the machine to place for (default: those of `hotset bench --machine` here)")  # fmt: skip
     parser.add_argument("--gpu-gbps", metavar="X", type=float, help="read rate of the GPU, in place of the file's")
-    parser.add_argument("--pcie-gbps", metavar="X", type=float, help="copies to and from the GPU, in place of the file's")
+    parser.add_argument(
+        "--pcie-gbps", metavar="X", type=float, help="copies to and from the GPU, in place of the file's"
+    )
     parser.add_argument("--handoff-us", metavar="X", type=float, help="microseconds of a hand-off, likewise")
     parser.add_argument("-c", "--ctx-size", metavar="N", type=int, help="context (default: as the model was trained)")
     parser.add_argument("-t", "--threads", metavar="N", type=int, help="CPU threads (default: one per physical core)")
     parser.add_argument("-b", "--batch-size", metavar="N", type=int, default=512, help="prompt tokens computed at once")
     parser.add_argument("--mode", default="auto", choices=("auto", "exact", "dense"), help="which units are computed")
-    parser.add_argument("--kv-type", default="auto", choices=("auto", "f16", "f32", "q8_0"), help="type of the KV cache")
+    parser.add_argument(
+        "--kv-type", default="auto", choices=("auto", "f16", "f32", "q8_0"), help="type of the KV cache"
+    )
     parser.add_argument("--activation", metavar="NAME", help="activation of a file that does not say it")
     parser.add_argument("--json", action="store_true", help="print the placement as a JSON object")
 
