@@ -38,67 +38,80 @@ struct SuperBlockReader {
   static constexpr unsigned block_of(int64_t k) {
     return static_cast<unsigned>(static_cast<uint64_t>(k) % kSuperBlock / kBlock);
   }
+  // Whether blocks of the first or second half of the super-block are among elements [k, k + n).
+  static constexpr bool first_half(int64_t k) { return block_of(k) < 4; }
+  static constexpr bool second_half(int64_t k, int64_t n) { return block_of(k) + n / kBlock > 4; }
 };
 
-// Blocks of Q4_K and Q5_K: fma(d * scale, q, -(dmin * minimum)).
+// Scales and minima of Q4_K and Q5_K, whose elements are fma(d * scale, q, -(dmin * minimum)).
 template <class T>
 struct MinimumReader : SuperBlockReader {
-  void open(const std::byte* row, int64_t k) {
+  void open_scales(const std::byte* row, int64_t k) {
+    typedef int8_t Bytes16 __attribute__((vector_size(16)));
     super = row + super_of(k) * T::kBytes;
-    const Dwords packed = k_scale_bytes(super);
+    const Bytes16 apart = reinterpret_cast<Bytes16>(k_scale_bytes(super));
+    const Bytes16 pairs = __builtin_shufflevector(apart, apart, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
     std::byte bytes[16];
-    std::memcpy(bytes, &packed, sizeof bytes);
-    const Vec d = splat_half(super), minus_dmin = mul(splat(-1.0f), splat_half(super + 2));
-    for (int v = 0; v < 16 / kWidth; ++v) {  // both times all 16, of which 8 are used
-      const Vec integers = load_i8(bytes + v * kWidth);
-      store(scales + v * kWidth, mul(d, integers));
-      store(minima + v * kWidth, mul(minus_dmin, integers));
-    }
+    std::memcpy(bytes, &pairs, sizeof bytes);
+    const Vec d_and_minus_dmin = splat_halves(super, 0x80000000);
+    for (int v = 0; v < 16 / kWidth; ++v)
+      store(scales + v * kWidth, mul(d_and_minus_dmin, load_i8(bytes + v * kWidth)));
+  }
+  Vec scale(unsigned block) const { return splat(scales[2 * block]); }
+  Vec minimum(unsigned block) const { return splat(scales[2 * block + 1]); }
+
+  const std::byte* super;
+  alignas(64) float scales[16];  // scale and negated minimum of each block
+};
+
+template <>
+struct BlockReader<WeightQ4_K> : MinimumReader<WeightQ4_K> {
+  void open(const std::byte* row, int64_t k, int64_t) { open_scales(row, k); }
+
+  void load(int64_t k, Vec* out) const {
+    const unsigned block = block_of(k);
+    const std::byte* nibbles = super + 16 + block / 2 * kBlock;
+    for (int half = 0; half < 2; ++half)
+      load_4_bits(nibbles + 16 * half, block % 2 * 4, scale(block), minimum(block), out + half * kBlockVecs / 2);
+  }
+};
+
+template <>
+struct BlockReader<WeightQ5_K> : MinimumReader<WeightQ5_K> {
+  void open(const std::byte* row, int64_t k, int64_t n) {
+    open_scales(row, k);
+    if (first_half(k)) unpack_5_bits<0>(super + 48, super + 16, q);
+    if (second_half(k, n)) unpack_5_bits<1>(super + 112, super + 16, q + 128);
   }
 
   void load(int64_t k, Vec* out) const {
     const unsigned block = block_of(k);
-    const std::byte* nibbles = super + T::kBytes - 128 + block / 2 * kBlock;
-    const Vec scale = splat(scales[block]), minimum = splat(minima[8 + block]);
-    for (int half = 0; half < 2; ++half) {
-      Vec* to = out + half * kBlockVecs / 2;
-      if constexpr (T::kBytes == WeightQ5_K::kBytes)
-        load_5_bits(nibbles + 16 * half, block % 2 * 4, super + 16 + 16 * half, block, scale, minimum, to);
-      else
-        load_4_bits(nibbles + 16 * half, block % 2 * 4, scale, minimum, to);
-    }
+    const std::byte* from = q + block / 4 * 128 + block % 2 * 64 + block % 4 / 2 * 32;
+    for (int v = 0; v < kBlockVecs; ++v) out[v] = fused(scale(block), load_i8(from + v * kWidth), minimum(block));
   }
 
-  const std::byte* super;
-  alignas(64) float scales[16];  // of block b at b
-  alignas(64) float minima[16];  // of block b, negated, at 8 + b
+  alignas(64) std::byte q[kSuperBlock];
 };
 
-template <>
-struct BlockReader<WeightQ4_K> : MinimumReader<WeightQ4_K> {};
-template <>
-struct BlockReader<WeightQ5_K> : MinimumReader<WeightQ5_K> {};
-
-// Blocks of Q6_K: d * scale * (q - 32), exact.
+// Elements are d * scale * (q - 32), exactly.
 template <>
 struct BlockReader<WeightQ6_K> : SuperBlockReader {
-  void open(const std::byte* row, int64_t k) {
-    super = row + super_of(k) * WeightQ6_K::kBytes;
+  void open(const std::byte* row, int64_t k, int64_t n) {
+    const std::byte* super = row + super_of(k) * WeightQ6_K::kBytes;
     const Vec d = splat_half(super + 208);
     for (int v = 0; v < 16 / kWidth; ++v) store(scales + v * kWidth, mul(d, load_i8(super + 192 + v * kWidth)));
+    if (first_half(k)) unpack_6_bits(super, super + 128, q);
+    if (second_half(k, n)) unpack_6_bits(super + 64, super + 160, q + 128);
   }
 
   void load(int64_t k, Vec* out) const {
-    const unsigned block = block_of(k), in_half = block % 4;
-    const std::byte* low = super + block / 4 * 64 + in_half % 2 * kBlock;
-    const std::byte* high = super + 128 + block / 4 * kBlock;
-    for (int half = 0; half < 2; ++half)
-      load_6_bits(low + 16 * half, in_half / 2 * 4, high + 16 * half, in_half * 2, splat(scales[2 * block + half]),
-                  out + half * kBlockVecs / 2);
+    const unsigned block = block_of(k);
+    for (int v = 0; v < kBlockVecs; ++v)
+      out[v] = mul(splat(scales[2 * block + 2 * v / kBlockVecs]), load_i8(q + block * kBlock + v * kWidth));
   }
 
-  const std::byte* super;
   alignas(64) float scales[16];  // of elements [16 i, 16 i + 16) at i
+  alignas(64) std::byte q[kSuperBlock];
 };
 
 }  // namespace

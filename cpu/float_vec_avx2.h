@@ -100,8 +100,14 @@ inline Vec splat_half(const std::byte* from) {
   return _mm256_cvtph_ps(_mm_set1_epi16(half));
 }
 
-inline __m256i spread_bytes(const std::byte* from) {
-  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+inline Vec splat_halves(const std::byte* from, uint32_t flip) {
+  uint32_t halves;
+  std::memcpy(&halves, from, sizeof halves);
+  return _mm256_cvtph_ps(_mm_set1_epi32(static_cast<int>(halves ^ flip)));
+}
+
+inline __m256i load_32_again(const std::byte* from, size_t) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }
 
 inline Vec load_i8(const std::byte* from) {
@@ -115,6 +121,14 @@ inline void load_nibbles(const std::byte* from, Vec scale, Vec* out) {
     const __m256i high = _mm256_srli_epi32(bytes, 4);
     out[v] = mul(scale, _mm256_cvtepi32_ps(_mm256_sub_epi32(low, _mm256_set1_epi32(8))));
     out[v + 2] = mul(scale, _mm256_cvtepi32_ps(_mm256_sub_epi32(high, _mm256_set1_epi32(8))));
+  }
+}
+
+inline void load_4_bits(const std::byte* from, unsigned shift, Vec scale, Vec minimum, Vec* out) {
+  for (int v = 0; v < 2; ++v) {
+    const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8 * v)));
+    const __m256i q = _mm256_and_si256(_mm256_srli_epi32(bytes, static_cast<int>(shift)), _mm256_set1_epi32(15));
+    out[v] = fused(scale, _mm256_cvtepi32_ps(q), minimum);
   }
 }
 

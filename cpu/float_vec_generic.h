@@ -136,10 +136,19 @@ inline float half_value(const std::byte* from) {
 // The half at `from` in every element.
 inline Vec splat_half(const std::byte* from) { return splat(half_value(from)); }
 
-// kWidth unsigned bytes as dwords.
-inline IntVec spread_bytes(const std::byte* from) {
-  return IntVec{static_cast<int>(from[0]), static_cast<int>(from[1]), static_cast<int>(from[2]),
-                static_cast<int>(from[3])};
+// The two halves at `from`, whose bits are flipped by `flip` first, in even and odd elements.
+inline Vec splat_halves(const std::byte* from, uint32_t flip) {
+  uint32_t halves[2];
+  std::memcpy(halves, from, sizeof halves[0]);
+  halves[0] = halves[1] = halves[0] ^ flip;
+  return load_f16(reinterpret_cast<const std::byte*>(halves));
+}
+
+// As many bytes as a Vec has, those from `at` on of 32 bytes that are repeated.
+inline IntVec load_32_again(const std::byte* from, size_t at) {
+  IntVec out;
+  std::memcpy(&out, from + at % 32, sizeof out);
+  return out;
 }
 
 // kWidth signed bytes.
@@ -159,6 +168,14 @@ inline void load_nibbles(const std::byte* from, Vec scale, Vec* out) {
   }
   std::memcpy(out, values, sizeof values);
   for (int v = 0; v < 8; ++v) out[v] *= scale;
+}
+
+// out = fma(scale, q, minimum), q the nibbles at bit `shift` (0 or 4) of 16 bytes.
+inline void load_4_bits(const std::byte* from, unsigned shift, Vec scale, Vec minimum, Vec* out) {
+  for (int v = 0; v < 4; ++v) {
+    const auto nibble = [&](int i) { return static_cast<float>(static_cast<int>(from[4 * v + i]) >> shift & 15); };
+    out[v] = fused(scale, Vec{nibble(0), nibble(1), nibble(2), nibble(3)}, minimum);
+  }
 }
 
 // kWidth floats to half, round to nearest even; overflow becomes infinity, NaN stays a quiet NaN.

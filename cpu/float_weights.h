@@ -87,12 +87,13 @@ inline int64_t as_multiple_of(int64_t k) {
 }
 
 // Reads blocks of 32 elements of a row, n_blocks(k) of them from element k on, all there are unless they share something
-// that is read beforehand: super-blocks have readers of their own, in float_k_weights.h.
+// that is read beforehand: super-blocks have readers of their own, in float_k_weights.h. open(row, k, n) comes before
+// load(k) of blocks in [k, k + n), which n_blocks(k) reaches.
 template <class T>
 struct BlockReader {
   static constexpr bool kSuperBlocks = false;
   static constexpr int64_t n_blocks(int64_t) { return int64_t{1} << 40; }
-  void open(const std::byte* row_in, int64_t) { row = row_in; }
+  void open(const std::byte* row_in, int64_t, int64_t) { row = row_in; }
   void load(int64_t k, Vec* out) const { load_block(T{}, row, k, out); }
   const std::byte* row;
 };
@@ -103,9 +104,10 @@ inline void widen(const std::byte* row, int64_t first, int64_t n, float* out) {
   int64_t c = 0;
   while (c + kBlock <= n) {
     BlockReader<T> reader;
-    reader.open(row, first + c);
-    const int64_t n_blocks = BlockReader<T>::n_blocks(first + c);
-    for (int64_t b = 0; b < n_blocks && c + kBlock <= n; ++b, c += kBlock) {
+    const int64_t n_left = (n - c) / kBlock, n_reached = BlockReader<T>::n_blocks(first + c);
+    const int64_t n_blocks = n_left < n_reached ? n_left : n_reached;
+    reader.open(row, first + c, n_blocks * kBlock);
+    for (int64_t b = 0; b < n_blocks; ++b, c += kBlock) {
       Vec block[kBlockVecs];
       reader.load(first + c, block);
       for (int v = 0; v < kBlockVecs; ++v) store(out + c + v * kWidth, block[v]);
