@@ -305,7 +305,7 @@ void PhaseBuilder::add(const op::Predict& o) {
                      buffer(o.out),  nullptr};
   if (!predict_scalars_) predict_scalars_ = take_memory(static_cast<size_t>(plan_.max_rows) * 2 * sizeof(float));
   shape.scalars = reinterpret_cast<float*>(predict_scalars_);
-  push(std::make_unique<PredictRowPhase>(shape));
+  push(std::unique_ptr<RowPhase>(std::make_unique<PredictRowPhase>(shape)));
   push(std::make_unique<PredictPhase>(shape));
   wrote(o.out);
 }

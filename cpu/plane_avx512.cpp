@@ -21,7 +21,7 @@ inline __m512i codes_of(const std::byte* group) {
 
 // What there is of a group's 8 blocks; all of them where kTail = false.
 template <bool kTail>
-struct Extent {
+struct PlaneExtent {
   int64_t n;  // blocks, 1..8
 
   __m512i q(const int8_t* at, int64_t pair) const {
@@ -43,7 +43,7 @@ inline __m512 pair_of(__m512 scales) {
 }
 
 template <int kBits, int kRows, int kActs, int kPair, bool kTail>
-inline void add_pair(const PlaneTile& tile, const std::byte* group, int64_t block, Extent<kTail> extent,
+inline void add_pair(const PlaneTile& tile, const std::byte* group, int64_t block, PlaneExtent<kTail> extent,
                      const __m512* scales, __m512 (*acc)[kActs]) {
   __m512i codes[kRows];
   for (int r = 0; r < kRows; ++r) codes[r] = codes_of<kBits, kPair>(group + static_cast<size_t>(r) * tile.stride);
@@ -58,7 +58,7 @@ inline void add_pair(const PlaneTile& tile, const std::byte* group, int64_t bloc
 }
 
 template <int kBits, int kRows, int kActs, bool kTail>
-inline void add_group(const PlaneTile& tile, const std::byte* group, int64_t block, Extent<kTail> extent,
+inline void add_group(const PlaneTile& tile, const std::byte* group, int64_t block, PlaneExtent<kTail> extent,
                       __m512 (*acc)[kActs]) {
   __m512 scales[kActs];
   for (int a = 0; a < kActs; ++a) scales[a] = extent.scales(tile.acts[a].scale + block);
@@ -80,10 +80,10 @@ struct Avx512 {
     int64_t block = 0;
     for (; block + kBlocks <= tile.n_blocks; block += kBlocks, group += plane_group_bytes(kBits)) {
       if constexpr (kRows > 1) coming = prefetch_once(coming, kRows * plane_group_bytes(kBits));
-      add_group<kBits, kRows, kActs>(tile, group, block, Extent<false>{kBlocks}, acc);
+      add_group<kBits, kRows, kActs>(tile, group, block, PlaneExtent<false>{kBlocks}, acc);
     }
     if (block < tile.n_blocks)
-      add_group<kBits, kRows, kActs>(tile, group, block, Extent<true>{tile.n_blocks - block}, acc);
+      add_group<kBits, kRows, kActs>(tile, group, block, PlaneExtent<true>{tile.n_blocks - block}, acc);
     for (int r = 0; r < kRows; ++r)
       for (int a = 0; a < kActs; ++a) tile.out[a * tile.out_stride + r] = reduce_lanes(acc[r][a]);
   }
