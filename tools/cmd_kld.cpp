@@ -81,6 +81,7 @@ int cmd_kld(const Words& words) {
   const EngineOptions options = engine_options(flags.model, flags.device, flags.compute);
   EngineOptions base_options = options;
   base_options.mode = "dense";
+  base_options.predictor.clear();
   if (!flags.base_kv_type.empty()) base_options.kv_type = flags.base_kv_type;
   const auto other = Engine::create(model, options);
   if (flags.base_weights == "same") base_options.weights_from = other;
