@@ -6,8 +6,9 @@
 #include <set>
 
 #include "core/engine_impl.h"
-#include "core/gguf.h"
+#include "core/predictor.h"
 #include "core/relayout.h"
+#include "core/sidecar.h"
 #include "core/weights.h"
 
 namespace hotset {
@@ -17,6 +18,7 @@ namespace {
 constexpr uint64_t kStreamBytes = uint64_t{64} << 20;
 // Rows of a decode step whose vectors pass through the hand-off's pinned memory.
 constexpr uint64_t kHandoffRows = 8;
+constexpr double kOverSelection = 1.5;  // candidates per active unit that a prediction of mode predict takes for granted
 constexpr uint64_t kMaxBudget = uint64_t{1} << 44;  // 16 TiB
 
 [[noreturn]] void fail(const std::string& what, const std::string& expected, const std::string& got,
@@ -51,7 +53,7 @@ class Outline {
     check();
   }
 
-  bool exact() const { return info_.mode == "exact"; }
+  bool exact() const { return info_.mode != "dense"; }  // only active units are read
   const EngineInfo& info() const { return info_; }
   const Plan& plan() const { return impl_.plan(); }
   const ModelConfig& config() const { return impl_.model->config(); }
@@ -69,6 +71,7 @@ class Outline {
     // Generation asks for one row of logits a sequence; memory that is never touched is never committed.
     out.compute = info_.buffer_bytes - (n_rows - std::min(n_rows, n_sequences_)) * row - untouched_list_bytes();
     out.logits = 2 * n_sequences_ * static_cast<uint64_t>(p.n_vocab) * sizeof(float);
+    out.predictor = info_.predictor_bytes;
     out.relayout = info_.relayout_bytes;
     uint64_t ffn = 0;
     for (size_t i = 0; request_.vram_budget > 0 && i < weights().layers.size(); ++i) {
@@ -100,6 +103,10 @@ class Outline {
       layer.frequency.assign(static_cast<size_t>(config().n_ff), 1.0);
       if (exact() && !request_.frequencies.empty()) layer.frequency = request_.frequencies[i];
       layer.detect_bytes = bytes.detect_row;
+      if (info_.predictor_bytes_per_token > 0) {
+        layer.predictor_bytes = info_.predictor_bytes_per_token / weights().layers.size();
+        layer.over_selection = kOverSelection;
+      }
       layer.unit_bytes = bytes.unit_rows;
       layer.attention_bytes = bytes.attention;
       layer.kv_bytes = engine.kv_per_layer;
@@ -148,6 +155,9 @@ class Outline {
       if (static_cast<int64_t>(layer.size()) != config().n_ff)
         fail("units of a layer's frequencies", cat(config().n_ff), cat(layer.size()), "use statistics of this model");
     if (r.vram_budget == 0) return;
+    if (info_.mode == "predict")
+      throw UnsupportedModelError(error_text("plan", "mode predict", "a budget of 0: predictors run on the CPU",
+                                             cat(r.vram_budget, " bytes"), "plan with --mode exact"));
     if (!r.rates || !r.rates->gpu || !r.rates->pcie || !r.rates->handoff_us)
       throw Error(
           error_text("plan", "machine rates for a GPU budget", "rates of the CPU, the GPU, its bus and the hand-off",
@@ -196,28 +206,22 @@ PlacementProblem placement_problem(std::shared_ptr<const Model> model, const Eng
 }
 
 std::vector<std::vector<double>> sidecar_frequencies(const std::string& path, const Model& model) {
-  const auto file = GgufFile::open(path);
-  const auto refuse = [&](const std::string& what, const std::string& expected, const std::string& got) {
-    throw ModelFormatError(
-        error_text(quoted(path, 300), what, expected, got, "make the sidecar anew with 'hotset place'"));
-  };
-  if (file->get_string("general.architecture").value_or("") != "hotset-sidecar")
-    refuse("kind of file", "a sidecar (general.architecture \"hotset-sidecar\")", "another GGUF file");
-  if (file->get_int("hotset.version").value_or(0) != 1)
-    refuse("hotset.version", "1", cat(file->get_int("hotset.version").value_or(0)));
-  const int64_t n_ff = model.config().n_ff;
+  const auto sidecar = Sidecar::load(path, model.config(), model.fingerprint());
   std::vector<std::vector<double>> out;
   for (int64_t layer = 0; layer < model.config().n_layer; ++layer) {
-    const GgufTensor* tensor = file->find_tensor(cat("blk.", layer, ".unit_freq"));
-    if (!tensor && layer == 0) return {};
-    if (!tensor || tensor->type != static_cast<uint32_t>(DType::kF32) || !(tensor->shape == shape_of(n_ff)))
-      refuse(cat("blk.", layer, ".unit_freq"), cat("(", n_ff, ") F32, as the model has units"),
-             tensor ? shape_text(tensor->shape) : "nothing");
-    const float* from = reinterpret_cast<const float*>(tensor->data);
-    out.emplace_back(from, from + n_ff);
+    const TensorView& stored = sidecar->frequencies(layer).view;
+    if (!stored && layer == 0) return {};
+    if (!stored)
+      throw ModelFormatError(error_text(quoted(path, 300), cat("blk.", layer, ".unit_freq"), "as the first layer has one",
+                                        "nothing", "make the sidecar anew with 'hotset place'"));
+    const float* const from = reinterpret_cast<const float*>(stored.data);
+    out.emplace_back(from, from + stored.n_cols);
     double last = 1;
     for (const double f : out.back()) {
-      if (!(f >= 0 && f <= last)) refuse(tensor->name, "numbers from 1 to 0, descending", cat(f, " after ", last));
+      if (!(f >= 0 && f <= last))
+        throw ModelFormatError(error_text(quoted(path, 300), sidecar->frequencies(layer).name,
+                                          "numbers from 1 to 0, descending", cat(f, " after ", last),
+                                          "make the sidecar anew with 'hotset place'"));
       last = f;
     }
   }

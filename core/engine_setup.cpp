@@ -127,7 +127,7 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
   memory_limit_ = physical_memory_bytes();
   device_ = make_device(options);
   relayout_ = choose_weights(options, is_outline);
-  if (options.mode == "predict" && !is_outline) predictor_ = make_predictor(options);
+  if (options.mode == "predict") predictor_ = make_predictor(options);
   executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get()}, make_plan(options));
   const int64_t blocks_each = (n_ctx_ + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions;
   pool_ = std::make_unique<KvBlockPool>(options.n_sequences > 0 ? blocks_each * options.n_sequences : INT32_MAX);

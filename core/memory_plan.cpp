@@ -86,6 +86,7 @@ MemoryPlan account(const Weights& weights, bool exact, const EngineBytes& engine
   out.add("head", side(head_on_device), head_bytes(weights) - held);
   out.add("compute", kCpu, engine.compute);
   out.add("logits", kCpu, engine.logits);
+  out.add("predictor", kCpu, engine.predictor);
   if (placement.uses_device()) {
     out.add("compute", kGpu, engine.device_compute);
     out.add("handoff", kCpu, engine.handoff);

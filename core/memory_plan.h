@@ -54,6 +54,7 @@ struct EngineBytes {
   uint64_t kv_per_layer = 0;    // of all positions of all sequences
   uint64_t compute = 0;         // activations and scratch of the host's program
   uint64_t logits = 0;          // kept by the sequences
+  uint64_t predictor = 0;       // made at load in mode predict
   uint64_t relayout = 0;        // of the neuron-major down projection, where it is made at load
   uint64_t device_compute = 0;  // activations and the buffers through which cold units are streamed for prompts
   uint64_t handoff = 0;         // pinned host memory through which device and host exchange a layer's work

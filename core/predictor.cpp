@@ -16,8 +16,10 @@
 namespace hotset {
 namespace {
 
-// Deviations of the planes' error that a unit is given when nothing was calibrated, by bits.
-constexpr float kDefaultZ[kMaxPlaneBits + 1] = {0, 0.7f, 0.7f, 0.7f};
+// Deviations of the planes' error that a unit is given when nothing was calibrated, by bits. Of `hotset synth --shape
+// llama-7b --sparsity 0.9 --type q4_0` they miss 0.9 % of the contributions with 1 bit and with 2, and propose 4.0 and
+// 1.8 units for each active one.
+constexpr float kDefaultZ[kMaxPlaneBits + 1] = {0, 1.2f, 0.9f, 0.9f};
 
 // Rows coded at a time.
 constexpr int64_t kRowsAtOnce = 32;

@@ -153,15 +153,6 @@ nb::dict plan_dict(const EnginePlan& plan, const std::string& fingerprint) {
   return out;
 }
 
-// "" in builds whose models have no fingerprint.
-template <class M>
-std::string fingerprint_of(const M& model) {
-  if constexpr (requires { model.fingerprint(); })
-    return model.fingerprint();
-  else
-    return "";
-}
-
 nb::dict plan(const std::string& path, const nb::dict& load, uint64_t vram_budget,
               const std::vector<Vector>& frequencies, const std::string& machine, const RatesByHand& by_hand) {
   EngineOptions options;
@@ -181,7 +172,7 @@ nb::dict plan(const std::string& path, const nb::dict& load, uint64_t vram_budge
     if (!machine.empty()) request.rates = load_machine_rates(machine);
     if (request.rates) apply(by_hand, *request.rates);
     const auto model = Model::load(path, {activation, {}});
-    fingerprint = fingerprint_of(*model);
+    fingerprint = model->fingerprint();
     return plan_engine(model, options, request);
   }();
   nb::dict out = plan_dict(result, fingerprint);

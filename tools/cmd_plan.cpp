@@ -18,7 +18,7 @@ struct PlanFlags {
   DeviceFlags device;
   ComputeFlags compute;
   int64_t n_sequences = 1;
-  std::string sidecar, machine;
+  std::string machine;
   float gpu_gbps = kNotGiven, pcie_gbps = kNotGiven, handoff_us = kNotGiven;
   bool as_json = false;
   bool dumps = false;
@@ -29,8 +29,6 @@ void declare(Args& args, PlanFlags& flags) {
   add_compute_flags(args, flags.compute);
   add_device_flags(args, flags.device);
   args.integer("--sequences", "sequences that are open at the same time (1)", flags.n_sequences, {1, 1 << 20});
-  args.text("--sidecar", "FILE", "activation frequencies of `hotset place` (MODEL.hotset.gguf beside the model)",
-            flags.sidecar);
   args.text("--machine", "FILE", "rates of the machine to plan for (those of `hotset bench --machine` here)",
             flags.machine);
   args.real("--gpu-gbps", "read rate of the GPU's memory, in place of the file's", flags.gpu_gbps, {0, 1e6f, true});
@@ -63,7 +61,8 @@ uint64_t chosen_budget(const PlanFlags& flags, std::vector<std::string>& notes) 
 }
 
 std::string chosen_sidecar(const PlanFlags& flags, const std::string& model_path) {
-  if (!flags.sidecar.empty()) return flags.sidecar;
+  if (flags.device.sidecar == "none") return "";
+  if (flags.device.sidecar != "auto") return flags.device.sidecar;
   const size_t dot = model_path.rfind(".gguf");
   if (dot == std::string::npos || dot + 5 != model_path.size()) return "";
   const std::string beside = model_path.substr(0, dot) + ".hotset.gguf";

@@ -174,6 +174,9 @@ TEST_CASE("memory plan: frequencies of a sidecar") {
   hotset::test::GgufWriter writer;
   writer.set_text("general.architecture", "hotset-sidecar");
   writer.set_u32("hotset.version", 1);
+  writer.set_text("hotset.model_fingerprint", model->fingerprint());
+  writer.set_text("hotset.unit_kind", "ffn");
+  writer.set_u32("hotset.n_layer", 2);
   const auto read = [&] { return sidecar_frequencies(TempFile(writer.bytes()).path(), *model); };
   CHECK(read().empty());
   const std::vector<float> values(96, 0.25f);

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from .statistics import Statistics
 
 # Keywords of `Model` that a plan depends on, with their defaults.
-LOAD_DEFAULTS: dict[str, Any] = {"activation": None, "mode": "auto", "device": "auto", "kv_type": "auto", "n_ctx": None,
-                                 "n_threads": None, "n_batch": 512, "kv_place": "auto", "vram_budget": None,
-                                 "adapt": None}  # fmt: skip
+LOAD_DEFAULTS: dict[str, Any] = {"activation": None, "mode": "auto", "predictor": None, "sidecar": None,
+                                 "device": "auto", "kv_type": "auto", "pin": "auto", "n_ctx": None, "n_threads": None,
+                                 "n_batch": 512, "kv_place": "auto", "vram_budget": None, "adapt": None}  # fmt: skip
 
 
 @dataclass(frozen=True)
