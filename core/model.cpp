@@ -6,6 +6,7 @@
 #include "core/fingerprint.h"
 #include "core/gguf.h"
 #include "core/tokenizer_gguf.h"
+#include "core/quantize.h"
 #include "core/weights.h"
 
 namespace hotset {
@@ -80,6 +81,14 @@ std::string Model::type_text() const {
 
 uint64_t Model::n_params() const { return weights_->n_params; }
 uint64_t Model::size_bytes() const { return weights_->size_bytes; }
+
+std::optional<TensorView> Model::tensor(const std::string& name) const {
+  const GgufTensor* const found = file_->find_tensor(name);
+  if (!found || found->n_bytes == 0 || !dtype_has_codec(static_cast<DType>(found->type))) return std::nullopt;
+  const DType dtype = static_cast<DType>(found->type);
+  const int64_t n_cols = found->shape.ne[0];
+  return TensorView{found->data, dtype, n_cols, found->shape.n_elements() / n_cols, row_bytes(dtype, n_cols)};
+}
 
 std::string Model::chat_template() const { return file_->get_string("tokenizer.chat_template").value_or(""); }
 

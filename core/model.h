@@ -3,11 +3,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "core/log.h"
 #include "core/model_config.h"
+#include "core/tensor.h"
 #include "core/tokenizer.h"
 
 namespace hotset {
@@ -41,6 +43,8 @@ class Model {
   std::string type_text() const;      // e.g. "llama 7M Q8_0", as the benchmark table prints it
   uint64_t n_params() const;          // elements of all weights
   uint64_t size_bytes() const;        // bytes of all weights
+  // A tensor of the file, all dimensions but the first as rows; nothing when there is none or its type has no codec.
+  std::optional<TensorView> tensor(const std::string& name) const;
   std::string chat_template() const;  // "" when the file has none
   // 32 hexadecimal digits, the same for every type and layout of one model; see core/fingerprint.h. Reads all vectors.
   std::string fingerprint() const;

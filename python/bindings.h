@@ -103,6 +103,7 @@ void bind_engine(nb::module_& module);
 void bind_generation(nb::module_& module);
 void bind_plan(nb::module_& module);
 void bind_compare(nb::module_& module);
+void bind_tensors(nb::module_& module);
 void bind_profile(nb::module_& module);
 
 }  // namespace hotset::python

@@ -97,6 +97,7 @@ NB_MODULE(_core, module) {
   bind_generation(module);
   bind_plan(module);
   bind_compare(module);
+  bind_tensors(module);
   bind_profile(module);
 }
 

@@ -69,7 +69,9 @@ class Generation:
     def stats(self) -> dict[str, Any]: ...
 
 def plan(path: str, *, load: dict[str, Any], vram_budget: int, frequencies: Sequence[numpy.ndarray], machine: str, gpu_gbps: float | None, pcie_gbps: float | None, handoff_us: float | None) -> dict[str, Any]:
-    """What `hotset plan --json` prints, of a model with the keywords that Engine takes."""
+    """
+    What `hotset plan --json` prints, of a model with the keywords that Engine takes.
+    """
 
 def place(problem: dict[str, Any]) -> dict[str, Any]:
     """Solves a placement problem: see hotset.offline.placement.Problem."""
@@ -78,17 +80,36 @@ def evaluate_placement(problem: dict[str, Any], placement: dict[str, Any]) -> tu
     """Predicted seconds of a token, and bytes on the device."""
 
 def kl_divergence(engine: Engine, tokens: Sequence[int], n_ctx: int) -> dict[str, Any]:
-    """How far an engine's predictions are from dense ones on the same weights."""
+    """
+    How far an engine's predictions are from dense ones on the same weights.
+    """
+
+def tensor(engine: Engine, name: str) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C')]:
+    """
+    A tensor of the model's file as float32 (n_rows, n_cols), a vector as one row.
+    """
+
+def tensor_info(engine: Engine, name: str) -> tuple[int, int, int] | None:
+    """
+    Rows, columns and bytes of a tensor of the model's file; None without one.
+    """
+
+def quantize(values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], type: str) -> bytes:
+    """Rows of a matrix in a stored type."""
 
 class Calibrator:
-    """Counts units by the slack they need to be candidates. Used by one thread at a time."""
+    """
+    Counts units by the slack they need to be candidates. Used by one thread at a time.
+    """
 
     def __init__(self, engine: Engine, *, predictor: str, sidecar: str, n_ctx: int, n_threads: int, n_batch: int, low: float, high: float, n_bins: int) -> None: ...
 
     def add(self, sequences: Sequence[Sequence[int]]) -> None: ...
 
     def layers(self) -> list[dict[str, Any] | None]:
-        """For each layer arrays (n_bins) `units`, `active` and `mass`; None without a predictor."""
+        """
+        For each layer arrays (n_bins) `units`, `active` and `mass`; None without a predictor.
+        """
 
 class Profiler:
     """Counts the active units of a model. Used by one thread at a time."""

@@ -23,6 +23,7 @@ PYTHON_COMMANDS = {
     "place": "which parts of a model live on the GPU, from statistics and machine rates",
     "profile": "activation statistics of a model over texts",
     "report": "statistics to plots and one HTML page",
+    "train-predictor": "predictors of active units, calibrated and measured on text",
 }
 
 # Modules of subcommands that are not called as the command.
@@ -30,10 +31,11 @@ _MODULES = {
     "place": "offline.place_command",
     "profile": "offline.profile_command",
     "report": "offline.report_command",
+    "train-predictor": "offline.train_predictor_command",
 }
 
 # Subcommands of the design that this version does not have.
-LATER_COMMANDS = ("chat", "serve", "train-predictor")
+LATER_COMMANDS = ("chat", "serve")
 
 # Flags whose value is any text, so that `-p -hf` is not taken for a repository.
 _TEXT_FLAGS = ("-p", "--prompt")

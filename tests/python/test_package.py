@@ -90,7 +90,7 @@ def test_help_names_the_commands_of_both_halves():
     assert "run" in result.stdout and "convert" in result.stdout
 
 
-@pytest.mark.parametrize("name", ["chat", "serve", "place", "train-predictor"])
+@pytest.mark.parametrize("name", ["chat", "serve"])
 def test_commands_of_later_versions(name):
     result = command(name, "-m", "x")
     assert (result.returncode, result.stdout) == (2, "")

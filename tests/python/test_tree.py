@@ -12,7 +12,7 @@ MAX_LINES = 800
 GENERATED = {"core/unicode_tables.cpp"}  # by tools/gen_unicode_tables.py
 PUBLIC = {
     "core/calibration.h", "core/engine.h", "core/engine_plan.h", "core/error.h", "core/machine_rates.h",
-    "core/placement.h", "core/profile.h",
+    "core/placement.h", "core/profile.h", "core/quantize.h",
 }  # fmt: skip
 
 # docs/ARCHITECTURE.md, "Layers". A file belongs to the layer of its stem; the longest prefix counts.

@@ -6,6 +6,7 @@
 writes HTML, `sidecar_reader` reads a placement.
 `placement` decides what lives on the GPU, `ilp` has the paper's integer program to compare with, `sidecar` keeps unit
 order, placement and predictors beside a model, `gguf_parts` reads and writes its file.
+`training` makes predictors: `two_layer` trains and factors, `sizing` chooses ranks, `calibration` thresholds.
 """
 
 from __future__ import annotations
@@ -13,19 +14,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .profiler import Progress, profile
+    from .profiler import Progress, profile, token_sequences
     from .report import make_report
     from .sidecar_reader import read_placement
+    from .placement import place
+    from .sidecar import Sidecar
     from .statistics import Statistics
+    from .training import PredictorOptions, train_predictor
 
-__all__ = ["Progress", "Statistics", "make_report", "profile", "read_placement"]
+__all__ = [
+    "PredictorOptions", "Progress", "Sidecar", "Statistics", "make_report", "place", "profile", "read_placement",
+    "token_sequences", "train_predictor",
+]  # fmt: skip
 
 _HOMES = {
+    "PredictorOptions": "training",
     "Progress": "profiler",
+    "Sidecar": "sidecar",
     "Statistics": "statistics",
     "make_report": "report",
+    "place": "placement",
     "profile": "profiler",
     "read_placement": "sidecar_reader",
+    "token_sequences": "profiler",
+    "train_predictor": "training",
 }
 
 

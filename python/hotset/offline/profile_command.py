@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `hotset profile`."""
     parser.add_argument("-m", "--model", help="GGUF file or hf:owner/repo[:file-glob] (default: the packaged model)")
-    parser.add_argument("-f", "--file", dest="files", metavar="TEXT", nargs="+", default=[], help="texts to run over")
-    parser.add_argument("--field", metavar="NAME", help="the texts are JSON lines; the text is in this member")
-    parser.add_argument("--chat", action="store_true",
-                        help="the texts are JSON lines of conversations, put through the model's "
-                             "chat template")  # fmt: skip
+    add_text_arguments(parser)
     parser.add_argument("-o", "--output", metavar="S.npz", required=True, help="statistics to write")
     parser.add_argument("-n", "--max-tokens", metavar="N", type=int, help="stop after so many tokens (default: all)")
     parser.add_argument("-c", "--ctx-size", metavar="N", type=int,
@@ -47,6 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--merge", metavar="S.npz", nargs="+",
                         help="instead of running a model: add up statistics of one model")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the figures of the result as a JSON object")
+
+
+def add_text_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments that name texts."""
+    parser.add_argument("-f", "--file", dest="files", metavar="TEXT", nargs="+", default=[], help="texts to run over")
+    parser.add_argument("--field", metavar="NAME", help="the texts are JSON lines; the text is in this member")
+    parser.add_argument("--chat", action="store_true",
+                        help="the texts are JSON lines of conversations, put through the model's "
+                             "chat template")  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> int:
@@ -109,7 +114,7 @@ def _profile(args: argparse.Namespace) -> Statistics:
     thresholds = Statistics.load(args.thresholds) if args.thresholds else None
     with Model(args.model, mode="dense", n_ctx=args.ctx_size, n_threads=args.threads,
                activation=args.activation) as model:  # fmt: skip
-        sources = _sources(args, model)
+        sources = text_sources(args, model)
         try:
             statistics = profile(model, sources, n_ctx=args.ctx_size, max_tokens=args.max_tokens,
                                  n_samples=args.samples, mass_share=args.mass_share, thresholds=thresholds,
@@ -130,7 +135,8 @@ def _profile(args: argparse.Namespace) -> Statistics:
     return statistics
 
 
-def _sources(args: argparse.Namespace, model: Model) -> list[Source]:
+def text_sources(args: argparse.Namespace, model: Model) -> list[Source]:
+    """Returns the texts that -f, --field and --chat name."""
     from .texts import Chat, JsonLines, PlainText
 
     if args.field is not None:

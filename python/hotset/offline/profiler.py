@@ -119,6 +119,16 @@ def profile(
     return run.statistics()
 
 
+def token_sequences(
+    model: Model,
+    texts: str | Source | os.PathLike[str] | Iterable[str | Source | os.PathLike[str]],
+    n_ctx: int,
+) -> Iterator[list[int]]:
+    """Yields the token sequences that `profile` would run a model over; arguments as there."""
+    for source in _sources(texts):
+        yield from _Corpus(source).sequences(model._open_engine(), n_ctx)
+
+
 def _sources(texts: Any) -> list[Source]:
     """The corpora of what a caller passes; texts that follow each other are one."""
     given = [texts] if isinstance(texts, (str, os.PathLike)) or hasattr(texts, "pieces") else list(texts)
