@@ -6,7 +6,8 @@ install(TARGETS hotset EXPORT hotset_targets COMPONENT library)
 install(TARGETS hotset_cli RUNTIME COMPONENT library)
 install(FILES
   core/engine.h core/error.h core/log.h core/model.h core/model_config.h core/architecture.h core/kinds.h
-  core/profile.h core/quantize_model.h core/sampler.h core/synth.h core/tokenizer.h core/unit_counts.h
+  core/calibration.h core/dtype.h core/profile.h core/quantize_model.h core/sampler.h core/synth.h core/tensor.h
+  core/tokenizer.h core/unit_counts.h
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/hotset/core COMPONENT library)
 install(FILES cmake/engine.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/hotset COMPONENT library)
 install(DIRECTORY python/hotset/data/ DESTINATION ${CMAKE_INSTALL_DATADIR}/hotset COMPONENT library)
