@@ -124,21 +124,18 @@ void dot_rows(const WeightRows& w, const int32_t* rows, int64_t first_row, int64
               float* out) {
   const int64_t n_blocks = w.n / kBlock, n_whole = n_blocks / kLanes * kLanes;
   const int64_t ahead = rows_ahead(n_blocks * Format::kBytes);
-  const auto ask_for = [once = w.read_once](const std::byte* from, int64_t n_bytes) {
-    once ? static_cast<void>(prefetch_once(from, n_bytes)) : prefetch(from, n_bytes);
-  };
   for (int64_t r = 0; r < n_rows; ++r) {
     const std::byte* row = row_at(w, rows ? rows[r] : first_row + r);
     const int64_t next = r + ahead < n_rows ? r + ahead : n_rows - 1;
     const std::byte* coming = row_at(w, rows ? rows[next] : first_row + next);
     __m512 acc = _mm512_setzero_ps();
     for (int64_t block = 0; block < n_whole; block += kLanes) {
-      ask_for(coming + block * Format::kBytes, kLanes * Format::kBytes);
+      prefetch(coming + block * Format::kBytes, kLanes * Format::kBytes);
       acc = add_chunk<Format>(row, a, block, Extent<false>{kLanes}, acc);
     }
     if (n_whole < n_blocks) {
       const int n_tail = static_cast<int>(n_blocks - n_whole);
-      ask_for(coming + n_whole * Format::kBytes, n_tail * Format::kBytes);
+      prefetch(coming + n_whole * Format::kBytes, n_tail * Format::kBytes);
       acc = add_chunk<Format>(row, a, n_whole, Extent<true>{n_tail}, acc);
     }
     out[r] = reduce_lanes(acc);

@@ -45,14 +45,8 @@ constexpr int64_t kAheadBytes = 8192;
 inline int64_t rows_ahead(int64_t row_bytes) { return 1 + kAheadBytes / row_bytes; }
 
 // Asks for the cache lines of [from, from + n_bytes). Never faults.
-inline void prefetch(const std::byte* from, int64_t n_bytes) {
+[[gnu::always_inline]] inline void prefetch(const std::byte* from, int64_t n_bytes) {
   for (int64_t at = 0; at < n_bytes; at += 64) __builtin_prefetch(from + at, 0, 3);
-}
-
-// The same for lines that are read once: they need not displace what lies in the larger caches. Returns the end.
-inline const std::byte* prefetch_once(const std::byte* from, int64_t n_bytes) {
-  for (int64_t at = 0; at < n_bytes; at += 64) __builtin_prefetch(from + at, 0, 0);
-  return from + n_bytes;
 }
 
 }  // namespace

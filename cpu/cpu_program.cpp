@@ -12,18 +12,12 @@ namespace {
 // cores all gave 300 within 2 %.
 constexpr std::chrono::microseconds kSpinInStep{20};
 
-// Weights beyond this come from memory, step after step: twice the largest last-level cache of today's cores.
-constexpr size_t kLargestCache = size_t{1} << 30;
-
 }  // namespace
 
 CpuProgram::CpuProgram(const Plan& plan, int32_t lane, const Kernels& kernels, ThreadPool& pool)
     : kernels_(kernels), pool_(pool), max_rows_(plan.max_rows), max_output_rows_(plan.max_output_rows) {
   PhaseBuilder(*this, plan, lane).build();
   counters_ = std::vector<Counter>(phases_.size());
-  size_t n_weight_bytes = 0;
-  for (const WeightDesc& weight : plan.weights) n_weight_bytes += weight.view.size_bytes();
-  streams_ = n_weight_bytes > kLargestCache;
   tiles_.reserve(static_cast<size_t>(max_rows_));
 }
 
@@ -58,8 +52,7 @@ void CpuProgram::run(const StepParams& params) {
                             pool_.size(),
                             static_cast<int64_t>(params.rows.size()),
                             static_cast<int64_t>(params.output_rows.size()),
-                            tiles_,
-                            streams_ && params.rows.size() == 1};
+                            tiles_};
   pool_.run([&](int32_t worker) { walk(worker, context); });
   if (error_) std::rethrow_exception(error_);
 }

@@ -31,7 +31,6 @@ struct StepContext {
   int64_t n_rows;
   int64_t n_output_rows;
   const std::vector<RowTile>& tiles;
-  bool streams;  // a step reads more weights than any cache holds, and each once: it has one row
 
   int64_t rows_of(BufferRows kind) const { return kind == BufferRows::kAll ? n_rows : n_output_rows; }
 };
@@ -39,8 +38,8 @@ struct StepContext {
 class Phase {
  public:
   virtual ~Phase() = default;
-  // Number of tasks for this step. Asked once per step, by the worker that has seen all earlier phases end and before
-  // it lets the team in, so that it may depend on their results. Phases of one task run without the team.
+  // Number of tasks for this step. Asked once per step, by the worker that has seen all earlier phases end and before it
+  // lets the team in, so that it may depend on their results. Phases of one task run without the team.
   virtual int64_t n_tasks(const StepContext& context) const = 0;
   virtual void run(int64_t task, int32_t worker, const StepContext& context) const = 0;
 };
@@ -50,9 +49,7 @@ std::unique_ptr<DeviceMemory> allocate(size_t n_bytes);
 
 // The kernel table's index of a weight type; -1 when there are no kernels for it.
 int weight_type(DType dtype);
-inline WeightRows weight_rows(const TensorView& view, bool read_once = false) {
-  return {view.data, view.row_stride, view.n_cols, read_once};
-}
+inline WeightRows weight_rows(const TensorView& view) { return {view.data, view.row_stride, view.n_cols}; }
 inline bool is_block_type(DType dtype) { return dtype_info(dtype).block_size > 1; }
 
 // A float32 activation buffer in memory. Rows are `stride` floats apart and 64-byte aligned.
@@ -61,8 +58,8 @@ struct RowBuffer {
   int64_t stride = 0;
   int64_t n_cols = 0;
   BufferRows rows = BufferRows::kAll;
-  // One per row; q, scale and sum are null unless a block weight or Predict reads the buffer. The last block is filled
-  // up with zeros.
+  // One per row; q, scale and sum are null unless a block weight or Predict reads the buffer. The last block is filled up
+  // with zeros.
   const ActivationRow* acts = nullptr;
 
   float* row(int64_t index) const { return data + index * stride; }
@@ -98,7 +95,6 @@ class CpuProgram final : public Program {
   int64_t max_rows_;
   int64_t max_output_rows_;
   int64_t tile_rows_ = 1;
-  bool streams_ = false;  // the weights are larger than any cache
   size_t memory_bytes_ = 0;
   std::vector<std::unique_ptr<DeviceMemory>> memory_;
   std::vector<RowBuffer> buffers_;

@@ -75,8 +75,8 @@ void compute_listed(const StepContext& context, const FfnShape& shape, int64_t r
   for (int64_t i = begin; i < end; ++i) h[i] = detected[list.units[i]];
   if (!shape.gate) return activate(context.kernels, shape.activation, nullptr, h + begin, end - begin, h + begin);
   float* const up = shape.products + row * shape.stride;
-  context.kernels.dot_rows[weight_type(shape.up.dtype)](weight_rows(shape.up, context.streams), list.units + begin, 0,
-                                                        end - begin, shape.in.acts[row], up + begin);
+  context.kernels.dot_rows[weight_type(shape.up.dtype)](weight_rows(shape.up), list.units + begin, 0, end - begin,
+                                                        shape.in.acts[row], up + begin);
   if (shape.up_bias != nullptr)
     for (int64_t i = begin; i < end; ++i) up[i] += shape.up_bias[list.units[i]];
   activate(context.kernels, shape.activation, h + begin, up + begin, end - begin, h + begin);

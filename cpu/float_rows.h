@@ -139,8 +139,7 @@ void plane_margins(const MarginArgs& args) {
     return fused(load_part(args.step + i), load_part(args.margins + i), least);
   };
   int64_t i = 0;
-  for (; i + kWidth <= args.n; i += kWidth)
-    store(args.margins + i, margin(i, [](const float* at) { return load(at); }));
+  for (; i + kWidth <= args.n; i += kWidth) store(args.margins + i, margin(i, [](const float* at) { return load(at); }));
   const int64_t rest = args.n - i;
   if (rest > 0)
     store_some(args.margins + i, margin(i, [rest](const float* at) { return load_some(at, rest); }), rest);

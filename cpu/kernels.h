@@ -15,8 +15,7 @@
 //    rounded to float. Q6_K: s the exact int32 sum c0 * s0 + c1 * s1 over the two halves of the block with their int8
 //    scales (|s| < 2^24); lane[b % 16] = fma(d * d_a, float(s), lane[b % 16]). In order of b; same tree.
 //  - dot of bit planes (core/bit_planes.h): s the exact int32 sum of code * a over part i of block b, its columns
-//    4 i .. 4 i + 3; lane[b % 2 * 8 + i] = fma(d_a, float(s), lane[..]) in order of b; same tree. Blocks of 32 columns
-// of
+//    4 i .. 4 i + 3; lane[b % 2 * 8 + i] = fma(d_a, float(s), lane[..]) in order of b; same tree. Blocks of 32 columns of
 //    the activation, whose last one may be filled up with zeros.
 //  - weighted row sum (down pass): acc[c] = fma(h[u], w[u][c], acc[c]) in order of u, w widened to float: exactly
 //    (f16 scale times integers is exact in float), but for Q4_K and Q5_K w = fma(d_s, q, -d_m), rounded once.
@@ -72,7 +71,6 @@ struct WeightRows {
   const std::byte* data;
   size_t stride;
   int64_t n;
-  bool read_once = false;  // a hint for dot_rows: the rows come from memory and no other call will read them soon
 };
 
 // out[a * out_stride + r] = dot(row first_row + r, activation a) for r < n_rows, a < n_acts.
@@ -115,8 +113,7 @@ struct PlaneDotArgs {
   int64_t out_stride;
 };
 
-// margins[i] = fma(step[i], margins[i], fma(low[i], sum, fma(error[i], slack, bias[i]))); without a bias 0 stands for
-// it.
+// margins[i] = fma(step[i], margins[i], fma(low[i], sum, fma(error[i], slack, bias[i]))); without a bias 0 stands for it.
 struct MarginArgs {
   const float *low, *step, *error, *bias;
   float sum;    // of the activation's q * scale
@@ -182,8 +179,7 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
 
   // c = x - mean(x), the mean a plain sum over 16 lanes as in a dot divided by n; then
-  // out = c * (1 / sqrt(mean(c^2) + eps)) * weight + bias, every product and sum rounded. bias may be null. out may
-  // equal x.
+  // out = c * (1 / sqrt(mean(c^2) + eps)) * weight + bias, every product and sum rounded. bias may be null. out may equal x.
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t n, float* out);
 
   // Rotates pairs of one head in place: (x[2i], x[2i+1]) when interleaved, else (x[i], x[i + n_rot/2]), by the angle

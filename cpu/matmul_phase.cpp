@@ -8,7 +8,7 @@ void multiply_rows(const StepContext& context, const TensorView& weight, int64_t
                    const ActivationRow* acts, int64_t n_acts, float* out, int64_t out_stride, std::byte* scratch) {
   const int type = weight_type(weight.dtype);
   if (n_acts == 1) {
-    context.kernels.dot_rows[type](weight_rows(weight, context.streams), nullptr, first, n, acts[0], out + first);
+    context.kernels.dot_rows[type](weight_rows(weight), nullptr, first, n, acts[0], out + first);
     return;
   }
   GemmArgs args;

@@ -209,9 +209,9 @@ struct FfnShape {
   int64_t n_ff() const { return up.n_rows; }
   // Whether ranges are summed one by one and merged in a phase of its own.
   bool by_ranges(const StepContext& context) const { return context.n_rows <= partial_rows; }
-  // Whether only listed units are computed: not without a list, nor when the lists of the step's rows name so many
-  // units that computing all is faster (the result is the same). FfnListedPhase::n_tasks decides, alone, for the two
-  // phases after it; one word serves all layers, because no layer begins before the one before it has ended.
+  // Whether only listed units are computed: not without a list, nor when the lists of the step's rows name so many units
+  // that computing all is faster (the result is the same). FfnListedPhase::n_tasks decides, alone, for the two phases
+  // after it; one word serves all layers, because no layer begins before the one before it has ended.
   bool* only_listed;
   std::atomic<uint64_t>* n_computed;  // units computed where there are lists, over all steps
   bool skips_units() const { return units.data != nullptr && *only_listed; }
@@ -271,8 +271,7 @@ class FfnMergePhase final : public Phase {
 class ObservePhase final : public Phase {
  public:
   // No data in `margins`: units are not predicted.
-  ObservePhase(int64_t layer, const RowBuffer& in, const RowBuffer& detected, const RowBuffer& h,
-               const RowBuffer& margins)
+  ObservePhase(int64_t layer, const RowBuffer& in, const RowBuffer& detected, const RowBuffer& h, const RowBuffer& margins)
       : layer_(layer), in_(in), detected_(detected), h_(h), margins_(margins) {}
   int64_t n_tasks(const StepContext& context) const override;
   void run(int64_t task, int32_t worker, const StepContext& context) const override;

@@ -1,5 +1,5 @@
-// Dots of bit planes for AVX-512 (F, BW, DQ, VL, VNNI): two blocks of 32 codes are one register, their 16 sums 16
-// lanes. A group of 256 weights of 2 bits is 64 bytes and some 28 instructions: fast enough to be bound by memory.
+// Dots of bit planes for AVX-512 (F, BW, DQ, VL, VNNI): two blocks of 32 codes are one register, their 16 sums 16 lanes.
+// A group of 256 weights of 2 bits is 64 bytes and some 28 instructions: fast enough to be bound by memory.
 #include "cpu/block_avx512_vec.h"
 #include "cpu/kernels_fill.h"
 #include "cpu/plane_dots.h"

@@ -50,8 +50,7 @@ void PredictPhase::run(int64_t task, int32_t, const StepContext& context) const 
   }
 }
 
-// As FfnListedPhase: one row by shares of its list, several by blocks of units, with the dense kernels when lists are
-// long.
+// As FfnListedPhase: one row by shares of its list, several by blocks of units, with the dense kernels when lists are long.
 int64_t DetectListedPhase::n_tasks(const StepContext& context) const {
   const int64_t n_units = shape_.weight.n_rows;
   *shape_.only_listed = lists_are_short(context, shape_.units, n_units);
@@ -87,7 +86,7 @@ void DetectListedPhase::compute_listed(const StepContext& context, int64_t row, 
   for (int64_t at = list.position(first); at < list_end; at += kListedAtOnce) {
     const int32_t* const units = list.units + at;
     const int64_t n = std::min(kListedAtOnce, list_end - at);
-    context.kernels.dot_rows[weight_type(shape_.weight.dtype)](weight_rows(shape_.weight, context.streams), units, 0, n,
+    context.kernels.dot_rows[weight_type(shape_.weight.dtype)](weight_rows(shape_.weight), units, 0, n,
                                                                shape_.in.acts[row], values);
     for (int64_t i = 0; i < n; ++i)
       out[units[i]] = shape_.bias != nullptr ? values[i] + shape_.bias[units[i]] : values[i];
