@@ -205,6 +205,10 @@ PlacementProblem placement_problem(std::shared_ptr<const Model> model, const Eng
   return Outline(std::move(model), options, request).problem();
 }
 
+std::string find_sidecar(const std::string& asked, const std::string& model_path) {
+  return Sidecar::find(asked, model_path);
+}
+
 std::vector<std::vector<double>> sidecar_frequencies(const std::string& path, const Model& model) {
   const auto sidecar = Sidecar::load(path, model.config(), model.fingerprint());
   std::vector<std::vector<double>> out;

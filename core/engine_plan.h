@@ -48,6 +48,9 @@ void apply(const RatesByHand& by_hand, MachineRates& rates);
 // that make no sense, and Error for a positive budget without rates of a GPU, its bus and the hand-off.
 EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& options, const PlanRequest& request);
 
+// The file that --sidecar means: a path, "none", or "auto", the one beside the model if there is one; "" for none.
+std::string find_sidecar(const std::string& asked, const std::string& model_path);
+
 // The frequencies of a sidecar's units in slot order, as PlanRequest wants them; empty where it has none. Throws Error
 // (cannot be read) and ModelFormatError (no sidecar, damaged, of a model of another shape).
 std::vector<std::vector<double>> sidecar_frequencies(const std::string& path, const Model& model);

@@ -1,7 +1,6 @@
 // What an engine is made of: its options checked, the device chosen, the plan built for the memory there is.
 #include <algorithm>
 #include <cstdlib>
-#include <filesystem>
 #include <thread>
 
 #include "core/devices.h"
@@ -156,13 +155,11 @@ std::unique_ptr<const Predictor> EngineImpl::make_predictor(const EngineOptions&
            cat("[engine] predictor ", options.predictor, " is not calibrated on this model; `hotset kld --mode ",
                "predict` shows what it loses"));
   } else {
-    const std::string beside = Sidecar::path_beside(model->path());
-    std::error_code ignored;
-    const bool has_beside = options.sidecar == "auto" && std::filesystem::is_regular_file(beside, ignored);
-    if (options.sidecar == "none" || (options.sidecar == "auto" && !has_beside))
-      throw Error(error_text("engine", "mode predict", "a predictor", "no sidecar " + quoted(beside, 200),
+    const std::string path = Sidecar::find(options.sidecar, model->path());
+    if (path.empty())
+      throw Error(error_text("engine", "mode predict", "a predictor",
+                             "no sidecar " + quoted(Sidecar::path_beside(model->path()), 200),
                              "make one with `hotset train-predictor`, or use --predictor bit_planes:2"));
-    const std::string path = has_beside ? beside : options.sidecar;
     spec = predictor_of(Sidecar::load(path, model->config(), model->fingerprint()));
   }
   return std::make_unique<const Predictor>(weights(), spec, load_threads(device_->info().n_threads), options.log);

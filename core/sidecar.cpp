@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 
 #include "core/bit_planes.h"
 #include "core/error.h"
@@ -197,6 +198,13 @@ std::string Sidecar::path_beside(const std::string& model_path) {
   constexpr char kEnd[] = ".gguf";
   const bool has_end = model_path.size() > 5 && model_path.compare(model_path.size() - 5, 5, kEnd) == 0;
   return (has_end ? model_path.substr(0, model_path.size() - 5) : model_path) + ".hotset.gguf";
+}
+
+std::string Sidecar::find(const std::string& asked, const std::string& model_path) {
+  if (asked != "auto") return asked == "none" ? "" : asked;
+  const std::string beside = path_beside(model_path);
+  std::error_code ignored;
+  return std::filesystem::is_regular_file(beside, ignored) ? beside : "";
 }
 
 const std::string& Sidecar::name() const { return file_->name(); }

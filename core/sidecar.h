@@ -65,6 +65,8 @@ class Sidecar {
 
   // Where a model's sidecar is looked for: `model.hotset.gguf` for `model.gguf`.
   static std::string path_beside(const std::string& model_path);
+  // The file that `asked` means: a path, "none", or "auto", the one beside the model if there is one; "" for none.
+  static std::string find(const std::string& asked, const std::string& model_path);
 
   const std::string& name() const;  // of the file
   // Units of a layer, the one that fires most often first; empty where the file does not say.

@@ -1,6 +1,5 @@
 // `hotset plan`: where a model would lie, what that takes and how fast it would be, before anything is loaded.
 #include <cmath>
-#include <fstream>
 #include <optional>
 
 #include "core/engine_plan.h"
@@ -58,15 +57,6 @@ uint64_t chosen_budget(const PlanFlags& flags, std::vector<std::string>& notes) 
   if (flags.device.vram_budget != "auto") return parse_size("plan", "--vram-budget", flags.device.vram_budget);
   notes.push_back("no GPU in this version: everything on the CPU (--vram-budget SIZE plans for one)");
   return 0;
-}
-
-std::string chosen_sidecar(const PlanFlags& flags, const std::string& model_path) {
-  if (flags.device.sidecar == "none") return "";
-  if (flags.device.sidecar != "auto") return flags.device.sidecar;
-  const size_t dot = model_path.rfind(".gguf");
-  if (dot == std::string::npos || dot + 5 != model_path.size()) return "";
-  const std::string beside = model_path.substr(0, dot) + ".hotset.gguf";
-  return std::ifstream(beside) ? beside : "";
 }
 
 struct Report {
@@ -172,7 +162,7 @@ int cmd_plan(const Words& words) {
   const auto model = open_model(flags.model);
   EngineOptions options = engine_options(flags.model, flags.device, flags.compute);
   options.n_sequences = static_cast<int32_t>(flags.n_sequences);
-  Report report{model->path(), model->type_text(), chosen_sidecar(flags, model->path()), request.vram_budget, {}};
+  Report report{model->path(), model->type_text(), find_sidecar(flags.device.sidecar, model->path()), request.vram_budget, {}};
   if (!report.sidecar.empty()) request.frequencies = sidecar_frequencies(report.sidecar, *model);
   report.plan = plan_engine(model, options, request);
   // The program, its libraries and the vocabulary, as they are in this process.

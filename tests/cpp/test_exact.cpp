@@ -10,28 +10,14 @@
 #include "core/planner.h"
 #include "core/weights.h"
 #include "cpu/reference.h"
+#include "tests/cpp/families.h"
 #include "tests/cpp/slow_model.h"
-#include "tests/cpp/util.h"
 
 namespace {
 
 using namespace hotset;
 using namespace hotset::test;
-using Ids = std::vector<int32_t>;
-using Logits = std::vector<float>;
 
-// The thread sanitizer looks at how threads meet, which no type and no instruction set changes, and makes all of this
-// twenty times slower.
-#if defined(__SANITIZE_THREAD__)
-constexpr bool kThreadsOnly = true;
-#else
-constexpr bool kThreadsOnly = false;
-#endif
-
-struct Family {
-  const char* arch;
-  Activation activation;
-};
 constexpr Family kFamilies[] = {
     {"llama", Activation::kRelu},     {"llama", Activation::kDRelu}, {"llama", Activation::kRelu2},
     {"arcee", Activation::kRelu2},    {"arcee", Activation::kSilu},  {"nemotron", Activation::kRelu2},
@@ -50,14 +36,6 @@ Logits all_logits(const std::shared_ptr<const Model>& model, const EngineOptions
     out.insert(out.end(), session.all_logits().begin(), session.all_logits().end());
   }
   return out;
-}
-
-TinySpec spec_of(const Family& family, DType dtype) {
-  TinySpec spec{.arch = family.arch, .n_ctx = 96, .dtype = dtype, .activation = family.activation, .biases = true};
-  widen_for(dtype, spec);
-  if (!is_block_type(dtype)) spec.n_embd = 50, spec.n_ff = 101, spec.head_dim = 14;
-  if (spec.arch != "opt") spec.n_rot = 6;
-  return spec;
 }
 
 TEST_CASE("families: logits agree with a forward pass in double") {

@@ -9,35 +9,15 @@
 #include "core/planner.h"
 #include "core/quantize.h"
 #include "core/weights.h"
-#include "tests/cpp/util.h"
+#include "tests/cpp/families.h"
 
 namespace {
 
 using namespace hotset;
 using namespace hotset::test;
-using Ids = std::vector<int32_t>;
-using Logits = std::vector<float>;
 
-#if defined(__SANITIZE_THREAD__)
-constexpr bool kThreadsOnly = true;
-#else
-constexpr bool kThreadsOnly = false;
-#endif
-
-struct Family {
-  const char* arch;
-  Activation activation;
-};
 constexpr Family kFamilies[] = {
     {"llama", Activation::kRelu}, {"arcee", Activation::kRelu2}, {"opt", Activation::kRelu}};
-
-TinySpec spec_of(const Family& family, DType dtype) {
-  TinySpec spec{.arch = family.arch, .n_ctx = 96, .dtype = dtype, .activation = family.activation, .biases = true};
-  widen_for(dtype, spec);
-  if (!is_block_type(dtype)) spec.n_embd = 50, spec.n_ff = 101, spec.head_dim = 14;
-  if (spec.arch != "opt") spec.n_rot = 6;
-  return spec;
-}
 
 struct Outcome {
   Logits logits;

@@ -14,7 +14,7 @@ from hotset.errors import Error
 from hotset.offline import PredictorOptions, Sidecar, token_sequences, train_predictor
 from hotset.offline.calibration import HIGH, LOW, Slacks, Totals, choose_threshold, largest_missed_mass
 from hotset.offline.sizing import best_size, first_rank
-from hotset.offline.two_layer import LayerSamples, TrainOptions, TwoLayer, low_rank, select, train, with_relu
+from hotset.offline.two_layer import Factors, LayerSamples, TrainOptions, TwoLayer, select, train, with_relu
 
 from conftest import assert_one_error_line
 
@@ -86,7 +86,7 @@ def test_search_for_the_missed_mass():
 
 def test_factor_of_full_rank_gives_the_products_up_to_a_scale():
     samples, detect = samples_of()
-    margins = low_rank(detect, samples.inputs, 32).margins(samples.inputs)
+    margins = Factors(detect, samples.inputs).at(32).margins(samples.inputs)
     exact = samples.inputs @ detect.T
     np.testing.assert_array_equal(np.sign(margins), np.sign(exact))
 
@@ -101,7 +101,7 @@ def test_factor_is_the_best_of_its_rank_for_these_inputs():
         return float(np.square(exact - hidden @ np.linalg.lstsq(hidden, exact, rcond=None)[0]).sum())
 
     plain = np.linalg.svd(detect, full_matrices=False)[2][:8].astype(np.float32)
-    ours = low_rank(detect, skewed.inputs, 8)
+    ours = Factors(detect, skewed.inputs).at(8)
     assert error(ours) < error(TwoLayer(plain, ours.fc2, ours.bias, True))
     for seed in range(5):
         other = ours.fc1 + 0.05 * np.random.default_rng(seed).standard_normal(ours.fc1.shape).astype(np.float32)
@@ -110,7 +110,7 @@ def test_factor_is_the_best_of_its_rank_for_these_inputs():
 
 def test_relu_in_between_can_compute_the_same():
     samples, detect = samples_of()
-    linear = low_rank(detect, samples.inputs, 8)
+    linear = Factors(detect, samples.inputs).at(8)
     doubled = with_relu(linear)
     assert doubled.rank == 16 and not doubled.is_linear
     np.testing.assert_allclose(doubled.margins(samples.inputs), linear.margins(samples.inputs), rtol=1e-4, atol=1e-4)
@@ -120,7 +120,7 @@ def test_training_improves_what_it_starts_from_and_repeats():
     pytest.importorskip("torch")
     samples, detect = samples_of(n=2000, density=0.2)
     learn, judge = samples.split(1600)
-    start = with_relu(low_rank(detect, learn.inputs, 8))
+    start = with_relu(Factors(detect, learn.inputs).at(8))
     options = TrainOptions(n_epochs=20)
     trained = train(learn, start, options)
     assert trained.rank == start.rank
@@ -131,7 +131,7 @@ def test_training_improves_what_it_starts_from_and_repeats():
 
 def test_selection_misses_no_more_mass_than_asked():
     samples, detect = samples_of()
-    margins = low_rank(detect, samples.inputs, 8).margins(samples.inputs)
+    margins = Factors(detect, samples.inputs).at(8).margins(samples.inputs)
     last = 1.0
     for missed in (0.1, 0.03, 0.01, 0.001, 0.0):
         found = select(margins, samples, missed)

@@ -129,11 +129,8 @@ def largest_missed_mass(
         return highest
     if not is_good(lowest):
         return None
-    low, high = np.log(lowest), np.log(highest)
+    low, high = lowest, highest
     for _ in range(n_steps):
-        middle = (low + high) / 2
-        if is_good(float(np.exp(middle))):
-            low = middle
-        else:
-            high = middle
-    return float(np.exp(low))
+        middle = float(np.sqrt(low * high))
+        low, high = (middle, high) if is_good(middle) else (low, middle)
+    return low

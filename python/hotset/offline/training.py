@@ -20,7 +20,7 @@ from .predictor_file import STORED_TYPES, stored, stored_bytes, with_predictor
 from .sidecar import Sidecar
 from .sizing import best_size, first_rank
 from .training_material import Material, begin_sidecar
-from .two_layer import RANK_STEP, TrainOptions, TwoLayer, low_rank, train, with_relu
+from .two_layer import RANK_STEP, Factors, TrainOptions, TwoLayer, train, with_relu
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -132,7 +132,7 @@ def train_predictor(
     predictors = _make(material, options, log)
     with stored(with_predictor(out, predictors, options, [0.0] * material.n_layer)) as path:
         slacks = measure_slacks(material.engine, material.calibrate, path)
-    best: list[tuple[list[LayerThreshold | None], dict[str, float]]] = []
+    tried: dict[float, tuple[list[LayerThreshold | None], dict[str, float]]] = {}
 
     def is_good(missed_mass: float) -> bool:
         thresholds = [None if layer is None else choose_threshold(layer, missed_mass) for layer in slacks]
@@ -140,13 +140,11 @@ def train_predictor(
             found = _judge(material, options, path)
         log(f"missed mass {missed_mass:.2g}: KLD {found['mean_kld']:.3g}, "
             f"{Totals.of(thresholds).over_selection:.2f} candidates per active unit")  # fmt: skip
-        good = found["mean_kld"] <= options.max_kld
-        if good or not best or found["mean_kld"] < best[0][1]["mean_kld"] and best[0][1]["mean_kld"] > options.max_kld:
-            best[:] = [(thresholds, found)]
-        return good
+        tried[missed_mass] = thresholds, found
+        return found["mean_kld"] <= options.max_kld
 
-    largest_missed_mass(is_good)
-    thresholds, found = best[0]
+    chosen = largest_missed_mass(is_good)
+    thresholds, found = tried[chosen] if chosen else min(tried.values(), key=lambda each: each[1]["mean_kld"])
     report = _report(material, options, predictors, thresholds, found)
     return with_predictor(out, predictors, options, _z(thresholds), report), report
 
@@ -184,10 +182,12 @@ def _make(material: Material, options: PredictorOptions, log: Callable[[str], No
         learn, judge = samples.split(len(samples.inputs) * 4 // 5)
         detect, row_bytes = material.detect(layer)
 
+        factors = Factors(detect, learn.inputs)
+
         def make(rank: int) -> TwoLayer:
             if options.kind == "low_rank":
-                return low_rank(detect, learn.inputs, rank)
-            return train(learn, with_relu(low_rank(detect, learn.inputs, rank // 2)), options.train)
+                return factors.at(rank)
+            return train(learn, with_relu(factors.at(rank // 2)), options.train)
 
         sized = best_size(make, judge, SIZING_MISSED_MASS, row_bytes, STORED_TYPES[options.dtype][1],
                           first_rank(samples, largest), largest)  # fmt: skip

@@ -105,27 +105,32 @@ def select(margins: NDArray[np.float32], samples: LayerSamples, missed_mass: flo
                      float(1 - mass[named].sum() / total))  # fmt: skip
 
 
-def low_rank(detect: NDArray[np.float32], inputs: NDArray[np.float32], rank: int) -> TwoLayer:
-    """Factors the detect matrix (n_ff, n_embd) for inputs like these; no training.
+class Factors:
+    """Low-rank factors of a detect matrix for inputs like these, of every rank; no training.
 
-    Minimises the mean square error of the products rather than of the weights: with C the second moment of the inputs
+    They minimise the mean square error of the products rather than of the weights: with C the second moment of the inputs
     and W C^(1/2) = U S V^T, fc2 = U_r S_r and fc1 = V_r^T C^(-1/2). Every unit's margin is then divided by the standard
     deviation of its error, so that one threshold suits all units of a layer.
     """
-    n_embd = detect.shape[1]
-    moment = inputs.T.astype(np.float64) @ inputs / max(1, len(inputs))
-    moment += np.eye(n_embd) * (1e-6 * np.trace(moment) / n_embd + 1e-30)
-    values, vectors = np.linalg.eigh(moment)
-    root = (vectors * np.sqrt(values)) @ vectors.T
-    inverse = (vectors / np.sqrt(values)) @ vectors.T
-    left, sizes, right = np.linalg.svd(detect @ root, full_matrices=False)
-    fc1, fc2 = right[:rank] @ inverse, left[:, :rank] * sizes[:rank]
-    # The error's variance is what the left-out singular values carry.
-    error = np.sqrt(((left[:, rank:] * sizes[rank:]) ** 2).sum(axis=1))
-    largest = float(error.max(initial=0))
-    fc2 = fc2 / np.maximum(error, 1e-6 * largest if largest > 0 else 1.0)[:, None]
-    n_ff = len(detect)
-    return TwoLayer(fc1.astype(np.float32), fc2.astype(np.float32), np.zeros(n_ff, np.float32), is_linear=True)
+
+    def __init__(self, detect: NDArray[np.float32], inputs: NDArray[np.float32]) -> None:
+        """Decomposes detect (n_ff, n_embd) for inputs (n, n_embd): cubic in n_embd, once for all ranks."""
+        n_embd = detect.shape[1]
+        moment = inputs.T.astype(np.float64) @ inputs / max(1, len(inputs))
+        moment += np.eye(n_embd) * (1e-6 * np.trace(moment) / n_embd + 1e-30)
+        values, vectors = np.linalg.eigh(moment)
+        left, sizes, right = np.linalg.svd(detect @ ((vectors * np.sqrt(values)) @ vectors.T), full_matrices=False)
+        self._fc1 = right @ ((vectors / np.sqrt(values)) @ vectors.T)
+        self._fc2 = left * sizes
+
+    def at(self, rank: int) -> TwoLayer:
+        """Returns the factor of a rank."""
+        # The error's variance is what the left-out singular values carry.
+        error = np.sqrt((self._fc2[:, rank:] ** 2).sum(axis=1))
+        largest = float(error.max(initial=0))
+        fc2 = self._fc2[:, :rank] / np.maximum(error, 1e-6 * largest if largest > 0 else 1.0)[:, None]
+        bias = np.zeros(len(fc2), np.float32)
+        return TwoLayer(self._fc1[:rank].astype(np.float32), fc2.astype(np.float32), bias, is_linear=True)
 
 
 def import_torch() -> ModuleType:

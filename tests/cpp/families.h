@@ -1,0 +1,32 @@
+// Small models of several families, and what the thread sanitizer leaves out: shared by tests of exact and predict.
+#pragma once
+
+#include "tests/cpp/util.h"
+
+namespace hotset::test {
+
+using Ids = std::vector<int32_t>;
+using Logits = std::vector<float>;
+
+// The thread sanitizer looks at how threads meet, which no type and no instruction set changes, and makes all of this
+// twenty times slower.
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kThreadsOnly = true;
+#else
+constexpr bool kThreadsOnly = false;
+#endif
+
+struct Family {
+  const char* arch;
+  Activation activation;
+};
+
+inline TinySpec spec_of(const Family& family, DType dtype) {
+  TinySpec spec{.arch = family.arch, .n_ctx = 96, .dtype = dtype, .activation = family.activation, .biases = true};
+  widen_for(dtype, spec);
+  if (!is_block_type(dtype)) spec.n_embd = 50, spec.n_ff = 101, spec.head_dim = 14;
+  if (spec.arch != "opt") spec.n_rot = 6;
+  return spec;
+}
+
+}  // namespace hotset::test
