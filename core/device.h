@@ -1,6 +1,7 @@
 // A device: memory, and programs compiled from plans. It knows operations, not models.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -8,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/handoff.h"
 #include "core/plan.h"
 #include "core/unit_counts.h"
 
@@ -20,9 +22,10 @@ struct Row {
   int32_t sequence = 0;
 };
 
-// Base addresses of a sequence's KV blocks in order: position p is in blocks[p / KvLayout::kBlockPositions].
+// Base addresses of a sequence's KV blocks in order, in each lane's memory (Plan::kv_of): position p is in
+// (*blocks[lane])[p / KvLayout::kBlockPositions]. null for a lane that keeps no layer's keys and values.
 struct SequenceBlocks {
-  const std::vector<std::byte*>* blocks = nullptr;
+  std::array<const std::vector<std::byte*>*, kMaxLanes> blocks{};
 };
 
 // What an Observe op shows: units [first_unit, first_unit + n_units) of every row of a step, as seen at unit 0.
@@ -58,7 +61,8 @@ struct StepParams {
   UnitObserver* observer = nullptr;  // sees what the plan's Observe ops show; nullptr = nobody
 };
 
-// Memory of a device; freed on destruction, which must come before the device's.
+// Memory of a device; freed on destruction, which must come before the device's. Addresses of an accelerator's memory
+// are for its programs: the host goes through Device::upload and download.
 class DeviceMemory {
  public:
   virtual ~DeviceMemory() = default;
@@ -70,11 +74,17 @@ class DeviceMemory {
   size_t size_ = 0;
 };
 
+// What the programs of a plan's lanes share. Outlives them.
+struct SharedState {
+  std::vector<std::byte*> buffers;  // (plan.buffers) row 0 of the shared ones, else null; rows are row_words() apart
+  Handoff* handoff = nullptr;       // the plan's flags; null for a plan without any
+};
+
 // A plan's steps of one lane, made ready by one device: operands resolved, neighbours fused.
 class Program {
  public:
   virtual ~Program() = default;
-  // Address of a buffer's row 0, readable by the host after synchronize() if the device says so.
+  // Address of row 0 of one of the lane's buffers, or of a shared one; an accelerator's own are not for the host.
   virtual const float* buffer(BufferId id) const = 0;
   virtual size_t buffer_bytes() const = 0;  // activations and scratch this program holds
   virtual UnitCounts unit_counts() const = 0;
@@ -98,8 +108,19 @@ class Device {
   // Zero-filled memory, 64-byte aligned; pages are committed when first touched. Throws OutOfMemoryError.
   virtual std::unique_ptr<DeviceMemory> alloc(size_t n_bytes) = 0;
 
+  // Host memory, as alloc gives it, that both the host and this device can access at its addresses.
+  virtual std::unique_ptr<DeviceMemory> alloc_shared(size_t n_bytes) = 0;
+
+  // Moves n_bytes between host memory and `at`, an address within this device's memory. Done on return; not while a
+  // program runs that touches it.
+  virtual void upload(std::byte* at, const std::byte* from, size_t n_bytes) = 0;
+  virtual void download(const std::byte* at, std::byte* to, size_t n_bytes) = 0;
+
+  // Bytes of alloc() that may still be taken, as far as the device can tell; UINT64_MAX when there is no limit.
+  virtual uint64_t free_bytes() const = 0;
+
   // Makes a program of the plan's steps on `lane`. The plan's weights must outlive it.
-  virtual std::unique_ptr<Program> compile(const Plan& plan, int32_t lane) = 0;
+  virtual std::unique_ptr<Program> compile(const Plan& plan, int32_t lane, const SharedState& shared = {}) = 0;
 
   // Starts a step; programs of a device run in the order of their launches. The parameters must stay unchanged until
   // synchronize(), which returns when all launches are done and rethrows their first error.

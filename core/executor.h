@@ -1,6 +1,10 @@
 // Runs the steps of a plan: launches the program of every lane and joins them.
+//
+// The device's lane is launched first and runs by itself; the host's lane then runs on the calling thread and its team.
+// They meet at the plan's flags (core/handoff.h). When one fails, the other's waits end, so that a step always ends.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <vector>
 
@@ -11,8 +15,9 @@ namespace hotset {
 
 class Executor {
  public:
-  // devices[i] serves lane i. The devices and the plan's weights must outlive the executor.
-  Executor(std::vector<Device*> devices, Plan plan);
+  // devices[i] serves lane i; that of kHostLane computes within launch(). The devices and the plan's weights must
+  // outlive the executor. `patience`: how long a lane may wait for the other.
+  Executor(std::vector<Device*> devices, Plan plan, std::chrono::milliseconds patience = std::chrono::seconds(60));
 
   // Computes one step. Rethrows the first error of any lane after all have stopped.
   void run(const StepParams& params);
@@ -21,12 +26,19 @@ class Executor {
   const float* logits() const;
 
   const Plan& plan() const { return plan_; }
-  size_t buffer_bytes() const;
+  size_t buffer_bytes() const;  // activations and scratch of all lanes
+  size_t buffer_bytes(int32_t lane) const;
+  size_t shared_bytes() const;  // of host memory that hand-offs go through
   UnitCounts unit_counts() const;  // of all lanes
 
  private:
+  void share(std::chrono::milliseconds patience);
+
   std::vector<Device*> devices_;
   Plan plan_;
+  std::vector<std::unique_ptr<DeviceMemory>> shared_memory_;
+  std::unique_ptr<Handoff> handoff_;
+  SharedState shared_;
   std::vector<std::unique_ptr<Program>> programs_;  // one per lane
 };
 

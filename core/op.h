@@ -24,6 +24,12 @@ struct WeightId {
   explicit operator bool() const { return index >= 0; }
 };
 
+// Names a word through which one lane tells another that it has come to a point of the step (core/handoff.h).
+struct FlagId {
+  int32_t index = -1;
+  bool operator==(const FlagId& other) const { return index == other.index; }
+};
+
 namespace op {
 
 // out (n_embd) = row `token` of table (n_embd, n_vocab), widened exactly.
@@ -116,12 +122,15 @@ struct Detect {
 
 // out (a unit list) = the units of each row whose value is not <= 0 (NaN counts), in ascending order; of those in
 // `among` where there is one. With detect values these are the active units: all others add exactly nothing to a ReLU
-// network of finite weights.
+// network of finite weights. It looks at n_units columns of `in` from first_unit on, and lists them by their distance
+// from it: the hot units are one list, the cold ones another.
 struct SelectUnits {
   BufferId in;   // from Detect, or margins
-  BufferId out;  // a buffer of kind kUnits
-  BufferId among{};  // a unit list, optional
+  BufferId out;  // a buffer of kind kUnits, or kActive, which gets the values too
+  BufferId among{};  // a unit list by columns of `in`, optional
   UnitSet set = UnitSet::kActive;
+  int64_t first_unit = 0;
+  int64_t n_units = 0;  // 0 = all columns from first_unit on
 };
 
 // The feed-forward network over units stored as rows: out (n_embd) = sum over the listed units u of h_u * down_t_u,
@@ -134,8 +143,8 @@ struct SparseFfn {
   WeightId up, up_bias;      // (n_embd, n_ff) and (n_ff); the bias optional
   WeightId down_t;           // (n_embd, n_ff): a unit's outgoing weights are one row
   WeightId down_bias;        // (n_embd), optional
-  BufferId detected;  // the detect values of all units, from Detect; optional
-  BufferId units;     // the list of those to compute; optional, asks for `detected`
+  BufferId detected;  // the detect values of all units, and perhaps of more, from Detect; optional
+  BufferId units;     // the list of those to compute; optional, asks for `detected` unless it is of kind kActive
   BufferId in, out;
   BufferId h{};  // (n_ff) what weighs each unit's down row; optional, only without `units`
 };
@@ -158,6 +167,22 @@ struct SelectRows {
   BufferId in, out;
 };
 
+// to = from, of the same kind and columns. One of them is shared (kSharedLane), the other a device's own: so a device
+// hands work to the host and takes the results. Always on the device's lane; the host reads and writes shared buffers
+// as its own. Of a list only what it holds is moved.
+struct Copy {
+  BufferId from, to;
+};
+
+// Everything that this lane has done before is seen by the lane that waits for the flag. A flag has one Signal and one
+// Wait, on different lanes.
+struct Signal {
+  FlagId flag;
+};
+struct Wait {
+  FlagId flag;
+};
+
 }  // namespace op
 
 // Units are summed in this many ranges of equal size (the first ones are one longer when n_ff does not divide):
@@ -172,6 +197,6 @@ inline int64_t unit_range_begin(int64_t n_ff, int64_t range) {
 // A closed set: a device that lacks an op does not compile.
 using Op = std::variant<op::Embed, op::EmbedPosition, op::Norm, op::MatMul, op::RopeAngles, op::Rope, op::StoreKv,
                         op::Attention, op::Activate, op::Predict, op::Detect, op::SelectUnits, op::SparseFfn,
-                        op::Observe, op::Add, op::SelectRows>;
+                        op::Observe, op::Add, op::SelectRows, op::Copy, op::Signal, op::Wait>;
 
 }  // namespace hotset

@@ -51,7 +51,7 @@ class Printer {
                          b(o.in), ")");
             },
             [&](const op::SelectUnits& o) {
-              return cat(b(o.out), " = SelectUnits(", b(o.in), o.among ? " among " + b(o.among) : "", ")");
+              return cat(b(o.out), " = SelectUnits(", b(o.in), range(o), o.among ? " among " + b(o.among) : "", ")");
             },
             [&](const op::SparseFfn& o) {
               const std::string units =
@@ -66,6 +66,9 @@ class Printer {
             },
             [&](const op::Add& o) { return cat(b(o.out), " = Add(", b(o.a), ", ", b(o.b), ")"); },
             [&](const op::SelectRows& o) { return cat(b(o.out), " = SelectRows(", b(o.in), ")"); },
+            [&](const op::Copy& o) { return cat(b(o.to), " = Copy(", b(o.from), ")"); },
+            [&](const op::Signal& o) { return cat("Signal(", f(o.flag), ")"); },
+            [&](const op::Wait& o) { return cat("Wait(", f(o.flag), ")"); },
         },
         op);
   }
@@ -76,6 +79,14 @@ class Printer {
     if (!id) return "?";
     const WeightDesc& weight = plan_.weights[static_cast<size_t>(id.index)];
     return cat(weight.name, " ", dtype_name(weight.view.dtype));
+  }
+  std::string f(FlagId id) const {
+    const bool ok = id.index >= 0 && static_cast<size_t>(id.index) < plan_.flags.size();
+    return ok ? plan_.flags[static_cast<size_t>(id.index)] : "?";
+  }
+  static std::string range(const op::SelectUnits& o) {
+    if (o.first_unit == 0 && o.n_units == 0) return "";
+    return cat("[", o.first_unit, ":", o.n_units == 0 ? "" : cat(o.first_unit + o.n_units), "]");
   }
   std::string plus(WeightId bias) const {
     return bias ? " + " + plan_.weights[static_cast<size_t>(bias.index)].name : "";
@@ -127,7 +138,9 @@ class Linter {
     return true;
   }
   void expect_kind(BufferId id, BufferKind wanted) {
-    const char* const kind = wanted == BufferKind::kUnits ? " is a unit list" : " is no unit list";
+    const char* const kind = wanted == BufferKind::kUnits    ? " is a unit list"
+                             : wanted == BufferKind::kActive ? " is a list of active units with values"
+                                                             : " is no unit list";
     expect(plan_.buffer(id).kind == wanted, cat(plan_.buffer(id).name, kind));
   }
   void expect_read(BufferId id) {
@@ -163,6 +176,15 @@ class Linter {
     if (id.index >= 0 && static_cast<size_t>(id.index) < plan_.buffers.size())
       expect(plan_.buffer(id).n_cols == n,
              cat(plan_.buffer(id).name, " has ", n, " columns, not ", plan_.buffer(id).n_cols));
+  }
+  void at_least(BufferId id, int64_t n) {
+    if (id.index >= 0 && static_cast<size_t>(id.index) < plan_.buffers.size())
+      expect(plan_.buffer(id).n_cols >= n,
+             cat(plan_.buffer(id).name, " has at least ", n, " columns, not ", plan_.buffer(id).n_cols));
+  }
+  bool is_active(BufferId id) {
+    return id.index >= 0 && static_cast<size_t>(id.index) < plan_.buffers.size() &&
+           plan_.buffer(id).kind == BufferKind::kActive;
   }
   void same_rows(BufferId a, BufferId b) { expect(plan_.buffer(a).rows == plan_.buffer(b).rows, "equal row kinds"); }
 
@@ -256,8 +278,12 @@ class Linter {
     if (!reads(o.in)) return;
     if (o.among) list(o.among, plan_.buffer(o.in).n_cols);
     expect(!(o.among == o.out), "SelectUnits does not write its input");
-    if (!writes(o.out, BufferKind::kUnits)) return;
-    columns(o.out, plan_.buffer(o.in).n_cols + 1);
+    const int64_t n = o.n_units > 0 ? o.n_units : plan_.buffer(o.in).n_cols - o.first_unit;
+    expect(o.first_unit >= 0 && n >= 0 && o.first_unit + n <= plan_.buffer(o.in).n_cols, "units are columns of the values");
+    const bool with_values = valid(o.out) && plan_.buffer(o.out).kind == BufferKind::kActive;
+    if (!writes(o.out, with_values ? BufferKind::kActive : BufferKind::kUnits)) return;
+    const int64_t room = (plan_.buffer(o.out).n_cols - 1) / (with_values ? 2 : 1);
+    expect(room >= n, cat(plan_.buffer(o.out).name, " has room for ", n, " units"));
     same_rows(o.in, o.out);
   }
   void check(const op::SparseFfn& o) {
@@ -268,16 +294,16 @@ class Linter {
                "gate, up and down_t have one shape");
       vector(o.gate_bias, up.n_rows), vector(o.up_bias, up.n_rows), vector(o.down_bias, up.n_cols);
       columns(o.in, up.n_cols), columns(o.out, up.n_cols);
-      if (o.detected) columns(o.detected, up.n_rows);
-      if (o.units) columns(o.units, up.n_rows + 1);
+      if (o.detected) at_least(o.detected, up.n_rows);
+      if (o.units && valid(o.units)) at_least(o.units, (is_active(o.units) ? 2 : 1) * up.n_rows + 1);
       if (o.h) columns(o.h, up.n_rows);
     }
-    expect(!o.units || o.detected, "detect values with a unit list");
+    expect(!o.units || o.detected || is_active(o.units), "detect values with a unit list");
     expect(!o.units || !o.h, "h of all units only without a unit list");
     expect(o.activation != Activation::kDRelu || o.gate, "dReLU has a gate");
     expect(!o.units || is_sparse(o.activation), "a unit list needs an activation that makes zeros");
     if (o.detected) reads(o.detected);
-    if (o.units) reads(o.units, BufferKind::kUnits);
+    if (o.units) reads(o.units, is_active(o.units) ? BufferKind::kActive : BufferKind::kUnits);
     expect(!(o.in == o.out || o.in == o.h), "SparseFfn does not write its input");
     expect(!o.h || !(o.h == o.out || o.h == o.detected), "h is a buffer of its own");
     if (!reads(o.in)) return;
@@ -305,6 +331,19 @@ class Linter {
            "SelectRows goes from all rows to output rows");
   }
 
+  void check(const op::Copy& o) {
+    expect(!(o.from == o.to), "Copy does not write its input");
+    if (!valid(o.from) || !reads(o.from, plan_.buffer(o.from).kind)) return;
+    if (!valid(o.to) || !writes(o.to, plan_.buffer(o.from).kind)) return;
+    columns(o.to, plan_.buffer(o.from).n_cols);
+    same_rows(o.from, o.to);
+  }
+  void check(const op::Signal& o) { flag(o.flag); }
+  void check(const op::Wait& o) { flag(o.flag); }
+  void flag(FlagId id) {
+    expect(id.index >= 0 && static_cast<size_t>(id.index) < plan_.flags.size(), "flag id in range");
+  }
+
   struct Value {
     int64_t version = 0;
     bool read = false;                   // this version has been read
@@ -321,6 +360,23 @@ class Linter {
 };
 
 }  // namespace
+
+int32_t Plan::n_lanes() const {
+  int32_t n = 1;
+  for (const Step& step : steps) n = std::max(n, step.lane + 1);
+  return n;
+}
+
+KvLayout Plan::kv_of(int32_t lane) const {
+  KvLayout out = kv;
+  if (!kv_lanes.empty()) out.n_layer = std::count(kv_lanes.begin(), kv_lanes.end(), lane);
+  return out;
+}
+
+int64_t Plan::kv_slot(int64_t layer) const {
+  if (kv_lanes.empty()) return layer;
+  return std::count(kv_lanes.begin(), kv_lanes.begin() + layer, kv_lane(layer));
+}
 
 uint64_t row_memory_bytes(const Plan& plan) {
   uint64_t n_floats = 0;

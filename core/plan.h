@@ -14,20 +14,31 @@ namespace hotset {
 enum class BufferRows { kAll, kOutput };
 
 // What a row of a buffer holds: n_cols float32, or a unit list, which is int32: the number of units and then the units,
-// ascending, in n_cols = n_ff + 1 columns.
-enum class BufferKind { kFloats, kUnits };
+// ascending, in n_cols = n + 1 columns; or active units with their values: the same in n_cols = 2 n + 1 columns, where
+// column 1 + n + i is the float32 detect value of the unit in column 1 + i.
+enum class BufferKind { kFloats, kUnits, kActive };
+
+// Lanes of a plan: the host's CPU alone, or the CPU and an accelerator. A plan with one lane is the CPU's.
+constexpr int32_t kHostLane = 0;
+constexpr int32_t kDeviceLane = 1;
+constexpr int32_t kMaxLanes = 2;
+// In place of a lane: host memory that every device can access, which hand-offs go through.
+constexpr int32_t kSharedLane = -1;
 
 struct BufferDesc {
   std::string name;
   int64_t n_cols = 0;
   BufferRows rows = BufferRows::kAll;
   BufferKind kind = BufferKind::kFloats;
+  int32_t lane = kHostLane;  // whose memory it is: only steps of that lane, and Copy, touch it; or kSharedLane
 };
 
-// A weight by its GGUF name; `view` is where the model has it (host memory, usually the mapped file).
+// A weight by its GGUF name; `view` is where it lies: in the mapped file or other host memory, or, for those of a
+// device's lane, in that device's memory, which the host must not read.
 struct WeightDesc {
   std::string name;
   TensorView view;
+  int32_t lane = kHostLane;  // only its steps read it
 };
 
 // Where keys and values lie. A block holds kBlockPositions positions of every layer and KV head; within it a page is
@@ -58,15 +69,30 @@ struct Plan {
   int64_t max_output_rows = 0;  // rows whose logits a step may ask for
   int64_t max_positions = 0;    // positions a sequence may reach
   int64_t n_vocab = 0;
-  KvLayout kv;
+  KvLayout kv;                    // of all layers
+  std::vector<int32_t> kv_lanes;  // (n_layer) the lane whose memory has a layer's keys and values; empty = kHostLane
   std::vector<double> rope_freqs;  // (n_rot / 2) radians per position, all scaling applied
   std::vector<BufferDesc> buffers;
   std::vector<WeightDesc> weights;
+  std::vector<std::string> flags;  // their names
   std::vector<Step> steps;
-  BufferId logits;
+  BufferId logits;  // in host memory: of the host's lane, or shared
+
+  int32_t n_lanes() const;  // 1, or 2 when a step is on kDeviceLane
+  int32_t kv_lane(int64_t layer) const {
+    return kv_lanes.empty() ? kHostLane : kv_lanes[static_cast<size_t>(layer)];
+  }
+  // The layout of a block in a lane's memory, which has the layers of that lane alone, and a layer's place among them.
+  KvLayout kv_of(int32_t lane) const;
+  int64_t kv_slot(int64_t layer) const;
 
   const BufferDesc& buffer(BufferId id) const { return buffers[static_cast<size_t>(id.index)]; }
   const TensorView& weight(WeightId id) const { return weights[static_cast<size_t>(id.index)].view; }
+  // 4-byte words from row to row of a buffer: whole cache lines, so that rows of different tasks share none; but logits
+  // leave the plan as one dense array.
+  int64_t row_words(BufferId id) const {
+    return id == logits ? buffer(id).n_cols : (buffer(id).n_cols + 15) / 16 * 16;
+  }
   int64_t max_rows_of(BufferId id) const { return buffer(id).rows == BufferRows::kAll ? max_rows : max_output_rows; }
 };
 

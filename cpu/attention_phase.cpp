@@ -136,7 +136,8 @@ class TileWork {
   // Computes one chunk of all queries into state `which`.
   void attend(int64_t chunk, int which) {
     const Row& first = context_.params.rows[static_cast<size_t>(tile_.first_row)];
-    const auto& blocks = *context_.params.sequences[static_cast<size_t>(first.sequence)].blocks;
+    const auto& sequence = context_.params.sequences[static_cast<size_t>(first.sequence)];
+    const auto& blocks = *sequence.blocks[static_cast<size_t>(shape_.lane)];
     const std::byte* k_pages[kMaxPages];
     const std::byte* v_pages[kMaxPages];
     int64_t n_pos = 0;

@@ -1,5 +1,6 @@
 // The CPU as a device: memory from the operating system, programs run by a thread team.
 #include <algorithm>
+#include <cstring>
 
 #include "core/arena.h"
 #include "core/devices.h"
@@ -45,14 +46,19 @@ class CpuDevice final : public Device {
     return memory;
   }
 
-  std::unique_ptr<Program> compile(const Plan& plan, int32_t lane) override {
+  std::unique_ptr<DeviceMemory> alloc_shared(size_t n_bytes) override { return alloc(n_bytes); }
+  void upload(std::byte* at, const std::byte* from, size_t n_bytes) override { std::memcpy(at, from, n_bytes); }
+  void download(const std::byte* at, std::byte* to, size_t n_bytes) override { std::memcpy(to, at, n_bytes); }
+  uint64_t free_bytes() const override { return UINT64_MAX; }
+
+  std::unique_ptr<Program> compile(const Plan& plan, int32_t lane, const SharedState& shared) override {
     for (const Step& step : plan.steps) {
       if (step.lane != lane) continue;
       const std::string lacks = why_unsupported(step.op, plan);
       if (!lacks.empty())
         throw DeviceError(error_text("cpu", "operation", "one this device can run", lacks, "use another model file"));
     }
-    return std::make_unique<CpuProgram>(plan, lane, kernels_, pool_);
+    return std::make_unique<CpuProgram>(plan, lane, shared, kernels_, pool_);
   }
 
   // The CPU computes at once, on the calling thread and its team.

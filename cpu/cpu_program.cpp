@@ -14,9 +14,10 @@ constexpr std::chrono::microseconds kSpinInStep{20};
 
 }  // namespace
 
-CpuProgram::CpuProgram(const Plan& plan, int32_t lane, const Kernels& kernels, ThreadPool& pool)
+CpuProgram::CpuProgram(const Plan& plan, int32_t lane, const SharedState& shared, const Kernels& kernels,
+                       ThreadPool& pool)
     : kernels_(kernels), pool_(pool), max_rows_(plan.max_rows), max_output_rows_(plan.max_output_rows) {
-  PhaseBuilder(*this, plan, lane).build();
+  PhaseBuilder(*this, plan, lane, shared).build();
   counters_ = std::vector<Counter>(phases_.size());
   tiles_.reserve(static_cast<size_t>(max_rows_));
 }

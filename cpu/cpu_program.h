@@ -52,12 +52,13 @@ int weight_type(DType dtype);
 inline WeightRows weight_rows(const TensorView& view) { return {view.data, view.row_stride, view.n_cols}; }
 inline bool is_block_type(DType dtype) { return dtype_info(dtype).block_size > 1; }
 
-// A float32 activation buffer in memory. Rows are `stride` floats apart and 64-byte aligned.
+// An activation buffer in memory: float32, or what its kind says. Rows are `stride` floats apart and 64-byte aligned.
 struct RowBuffer {
   float* data = nullptr;
   int64_t stride = 0;
   int64_t n_cols = 0;
   BufferRows rows = BufferRows::kAll;
+  BufferKind kind = BufferKind::kFloats;
   // One per row; q, scale and sum are null unless a block weight or Predict reads the buffer. The last block is filled up
   // with zeros.
   const ActivationRow* acts = nullptr;
@@ -67,7 +68,7 @@ struct RowBuffer {
 
 class CpuProgram final : public Program {
  public:
-  CpuProgram(const Plan& plan, int32_t lane, const Kernels& kernels, ThreadPool& pool);
+  CpuProgram(const Plan& plan, int32_t lane, const SharedState& shared, const Kernels& kernels, ThreadPool& pool);
 
   const float* buffer(BufferId id) const override { return buffers_[static_cast<size_t>(id.index)].data; }
   size_t buffer_bytes() const override { return memory_bytes_; }

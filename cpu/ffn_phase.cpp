@@ -70,9 +70,11 @@ void multiply_units(const StepContext& context, const FfnShape& shape, const Ten
 void compute_listed(const StepContext& context, const FfnShape& shape, int64_t row, int64_t begin, int64_t end) {
   if (begin >= end) return;
   const UnitList list = unit_list(shape.units, row);
-  const float* const detected = shape.detected.row(row);
   float* const h = shape.h + row * shape.stride;
-  for (int64_t i = begin; i < end; ++i) h[i] = detected[list.units[i]];
+  if (list.values != nullptr)
+    std::memcpy(h + begin, list.values + begin, static_cast<size_t>(end - begin) * sizeof(float));
+  else
+    for (int64_t i = begin; i < end; ++i) h[i] = shape.detected.row(row)[list.units[i]];
   if (!shape.gate) return activate(context.kernels, shape.activation, nullptr, h + begin, end - begin, h + begin);
   float* const up = shape.products + row * shape.stride;
   context.kernels.dot_rows[weight_type(shape.up.dtype)](weight_rows(shape.up), list.units + begin, 0, end - begin,
@@ -88,12 +90,13 @@ int64_t n_listed(const StepContext& context, const RowBuffer& lists) {
   return n;
 }
 
-// Computes what the lists of a step name alone if they are short enough, else all units, and counts them. Without lists
+// Computes what the lists of a step name alone if they are short enough, or nothing is known of the other units, else
+// all units, and counts them. Without lists
 // (units shown to an observer) all units, uncounted.
 void choose_units(const StepContext& context, const FfnShape& shape) {
   *shape.only_listed = false;
   if (shape.units.data == nullptr) return;
-  *shape.only_listed = lists_are_short(context, shape.units, shape.n_ff());
+  *shape.only_listed = shape.detected.data == nullptr || lists_are_short(context, shape.units, shape.n_ff());
   const int64_t n = *shape.only_listed ? n_listed(context, shape.units) : context.n_rows * shape.n_ff();
   shape.n_computed->fetch_add(static_cast<uint64_t>(n), std::memory_order_relaxed);
 }

@@ -10,9 +10,6 @@
 namespace hotset::cpu {
 namespace {
 
-// Floats from row to row: whole cache lines, so that rows of different tasks share none.
-int64_t row_stride(int64_t n_cols) { return div_up(n_cols, 16) * 16; }
-
 // Visits the weights of an op that read activations, with the buffer they read.
 template <class F>
 void visit_products(const Op& op, F&& f) {
@@ -40,8 +37,8 @@ int weight_type(DType dtype) {
   }
 }
 
-PhaseBuilder::PhaseBuilder(CpuProgram& program, const Plan& plan, int32_t lane)
-    : program_(program), plan_(plan), lane_(lane), block_input_(plan.buffers.size()), quantized_(plan.buffers.size()) {}
+PhaseBuilder::PhaseBuilder(CpuProgram& program, const Plan& plan, int32_t lane, const SharedState& shared)
+    : program_(program), plan_(plan), lane_(lane), shared_(shared), block_input_(plan.buffers.size()), quantized_(plan.buffers.size()) {}
 
 std::string PhaseBuilder::why_unsupported(const Op& op, const Plan& plan) {
   std::string out;
@@ -68,12 +65,22 @@ void PhaseBuilder::build() {
 }
 
 void PhaseBuilder::mark_block_inputs() {
-  for (const Step& step : plan_.steps)
+  for (const Step& step : plan_.steps) {
+    if (step.lane != lane_) continue;
     visit_products(step.op, [&](WeightId weight, BufferId in) {
       if (is_block_type(plan_.weight(weight).dtype)) block_input_[static_cast<size_t>(in.index)] = true;
     });
-  for (const Step& step : plan_.steps)
     if (const auto* o = std::get_if<op::Predict>(&step.op)) block_input_[static_cast<size_t>(o->in.index)] = true;
+  }
+}
+
+// Units of the widest SparseFfn of this lane: layers share their memory.
+int64_t PhaseBuilder::most_units() const {
+  int64_t out = 0;
+  for (const Step& step : plan_.steps)
+    if (const auto* o = std::get_if<op::SparseFfn>(&step.op); o && step.lane == lane_)
+      out = std::max(out, plan_.weight(o->up).n_rows);
+  return out;
 }
 
 std::byte* PhaseBuilder::take_memory(size_t n_bytes) {
@@ -104,15 +111,19 @@ void PhaseBuilder::allocate_buffers() {
   program_.activations_.resize(plan_.buffers.size());
   for (size_t i = 0; i < plan_.buffers.size(); ++i) {
     const BufferDesc& desc = plan_.buffers[i];
-    const int64_t n_rows = plan_.max_rows_of({static_cast<int32_t>(i)});
+    const BufferId id{static_cast<int32_t>(i)};
     RowBuffer out;
     out.n_cols = desc.n_cols;
-    // Logits leave the program as one dense array.
-    out.stride = plan_.logits.index == static_cast<int32_t>(i) ? desc.n_cols : row_stride(desc.n_cols);
+    out.stride = plan_.row_words(id);
     out.rows = desc.rows;
-    out.data = reinterpret_cast<float*>(take_memory(static_cast<size_t>(n_rows * out.stride) * sizeof(float)));
+    out.kind = desc.kind;
+    if (desc.lane == lane_)
+      out.data = reinterpret_cast<float*>(
+          take_memory(static_cast<size_t>(plan_.max_rows_of(id) * out.stride) * sizeof(float)));
+    else if (desc.lane == kSharedLane)
+      out.data = reinterpret_cast<float*>(shared_.buffers.at(i));
     program_.buffers_.push_back(out);
-    allocate_activations(i);
+    if (out.data != nullptr) allocate_activations(i);
   }
 }
 
@@ -248,10 +259,11 @@ void PhaseBuilder::add(const op::Rope& o) {
 }
 
 void PhaseBuilder::add(const op::StoreKv& o) {
-  push(row_phase(BufferRows::kAll, [layer = o.layer, kv = plan_.kv, k = buffer(o.k), v = buffer(o.v)](
-                                       int64_t row, const StepContext& context) {
+  push(row_phase(BufferRows::kAll, [layer = plan_.kv_slot(o.layer), kv = plan_.kv_of(lane_), lane = lane_,
+                                    k = buffer(o.k), v = buffer(o.v)](int64_t row, const StepContext& context) {
     const Row& at = context.params.rows[static_cast<size_t>(row)];
-    const auto& blocks = *context.params.sequences[static_cast<size_t>(at.sequence)].blocks;
+    const auto& sequence = context.params.sequences[static_cast<size_t>(at.sequence)];
+    const auto& blocks = *sequence.blocks[static_cast<size_t>(lane)];
     std::byte* block = blocks[static_cast<size_t>(at.position / KvLayout::kBlockPositions)];
     const size_t each = row_bytes(kv.dtype, kv.head_dim);
     const size_t offset = static_cast<size_t>(at.position % KvLayout::kBlockPositions) * each;
@@ -265,11 +277,12 @@ void PhaseBuilder::add(const op::StoreKv& o) {
 }
 
 void PhaseBuilder::add(const op::Attention& o) {
-  const KvLayout& kv = plan_.kv;
+  const KvLayout kv = plan_.kv_of(lane_);
   AttentionShape shape{
-      o.layer,      o.n_head,
-      kv.n_head_kv, kv.head_dim,
-      o.scale,      kv,
+      lane_,        plan_.kv_slot(o.layer),
+      o.n_head,     kv.n_head_kv,
+      kv.head_dim,  o.scale,
+      kv,
       buffer(o.q),  buffer(o.out),
       nullptr,      std::clamp<int64_t>(div_up(plan_.max_positions, kChunkPositions), 1, kMaxSplitChunks),
       nullptr,      0};
@@ -322,25 +335,30 @@ void PhaseBuilder::add(const op::Detect& o) {
 
 void PhaseBuilder::add(const op::SelectUnits& o) {
   push(row_phase(buffer(o.out).rows, [in = buffer(o.in), among = o.among ? buffer(o.among) : RowBuffer{},
-                                      out = buffer(o.out), is_active = o.set == UnitSet::kActive,
+                                      out = buffer(o.out), is_active = o.set == UnitSet::kActive, first = o.first_unit,
+                                      n_units = o.n_units > 0 ? o.n_units : buffer(o.in).n_cols - o.first_unit,
                                       counts = &program_.unit_counts_](int64_t row, const StepContext& context) {
-    const float* const values = in.row(row);
+    const float* const values = in.row(row) + first;
     int32_t* const list = reinterpret_cast<int32_t*>(out.row(row));
-    int64_t n = 0, n_looked_at = in.n_cols;
+    int64_t n = 0, n_looked_at = n_units;
     if (among.data != nullptr) {
       const UnitList candidates = unit_list(among, row);
-      n_looked_at = candidates.n;
-      for (int64_t i = 0; i < candidates.n; ++i) {
-        list[1 + n] = candidates.units[i];
-        n += !(values[candidates.units[i]] <= 0.0f);
+      const int64_t begin = candidates.position(first), end = candidates.position(first + n_units);
+      n_looked_at = end - begin;
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t unit = candidates.units[i] - first;
+        list[1 + n] = static_cast<int32_t>(unit);
+        n += !(values[unit] <= 0.0f);
       }
     } else {
-      n = context.kernels.select_units(values, in.n_cols, list + 1);
+      n = context.kernels.select_units(values, n_units, list + 1);
     }
     list[0] = static_cast<int32_t>(n);
+    if (out.kind == BufferKind::kActive)
+      for (int64_t i = 0; i < n; ++i) active_values(out, row)[i] = values[list[1 + i]];
     if (!is_active) return;
     counts->active.fetch_add(static_cast<uint64_t>(n), std::memory_order_relaxed);
-    counts->total.fetch_add(static_cast<uint64_t>(in.n_cols), std::memory_order_relaxed);
+    counts->total.fetch_add(static_cast<uint64_t>(n_units), std::memory_order_relaxed);
     counts->candidates.fetch_add(static_cast<uint64_t>(n_looked_at), std::memory_order_relaxed);
   }));
 }
@@ -357,10 +375,10 @@ void PhaseBuilder::add(const op::SparseFfn& o) {
   if (o.units) shape.units = buffer(o.units);
   if (shape.gate) quantize_for(shape.gate.dtype, o.in);
   quantize_for(shape.up.dtype, o.in);
-  shape.stride = row_stride(shape.n_ff());
+  shape.stride = div_up(most_units(), 16) * 16;
   shape.partial_rows = std::min(plan_.max_rows, o.units ? kFewListedRows : kFewRows);
   shape.scratch = gemm_scratch(shape.scratch_distance);
-  if (!units_h_) {  // all layers have the same sizes, so one set serves them all
+  if (!units_h_) {  // one set serves all layers
     const size_t n = static_cast<size_t>(plan_.max_rows * shape.stride) * sizeof(float);
     units_h_ = o.h ? buffer(o.h).data : reinterpret_cast<float*>(take_memory(n));
     if (shape.gate) units_products_ = reinterpret_cast<float*>(take_memory(n));
@@ -373,7 +391,7 @@ void PhaseBuilder::add(const op::SparseFfn& o) {
   shape.h = o.h ? buffer(o.h).data : units_h_;
   shape.products = units_products_, shape.partials = partials_;
   shape.tiles = tile_memory_, shape.tile_distance = tile_distance_;
-  if (o.detected)
+  if (o.detected || o.units)
     push(std::make_unique<FfnListedPhase>(shape));
   else
     push(std::make_unique<FfnUnitsPhase>(shape));
@@ -403,6 +421,24 @@ void PhaseBuilder::add(const op::SelectRows& o) {
         std::memcpy(out.row(row), in.row(from), static_cast<size_t>(out.n_cols) * sizeof(float));
       }));
   wrote(o.out);
+}
+
+void PhaseBuilder::add(const op::Copy& o) {
+  push(row_phase(buffer(o.to).rows,
+                 [from = buffer(o.from), to = buffer(o.to)](int64_t row, const StepContext&) {
+                   const int64_t n = from.kind == BufferKind::kUnits ? 1 + unit_list(from, row).n : from.n_cols;
+                   std::memcpy(to.row(row), from.row(row), static_cast<size_t>(n) * sizeof(float));
+                 }));
+  wrote(o.to);
+}
+
+void PhaseBuilder::add(const op::Signal& o) { push(std::make_unique<SignalPhase>(*shared_.handoff, o.flag)); }
+
+void PhaseBuilder::add(const op::Wait& o) {
+  push(std::make_unique<WaitPhase>(*shared_.handoff, o.flag));
+  // What the other lane wrote is new.
+  for (size_t i = 0; i < quantized_.size(); ++i)
+    if (plan_.buffers[i].lane == kSharedLane) quantized_[i] = false;
 }
 
 }  // namespace hotset::cpu

@@ -15,7 +15,7 @@ class RowPhase;
 
 class PhaseBuilder {
  public:
-  PhaseBuilder(CpuProgram& program, const Plan& plan, int32_t lane);
+  PhaseBuilder(CpuProgram& program, const Plan& plan, int32_t lane, const SharedState& shared);
   void build();
 
   // What one op needs that this device lacks; "" when nothing.
@@ -24,6 +24,7 @@ class PhaseBuilder {
  private:
   void allocate_buffers();
   void mark_block_inputs();
+  int64_t most_units() const;
   void allocate_activations(size_t buffer);
 
   void add(const op::Embed& o);
@@ -42,6 +43,9 @@ class PhaseBuilder {
   void add(const op::Observe& o);
   void add(const op::Add& o);
   void add(const op::SelectRows& o);
+  void add(const op::Copy& o);
+  void add(const op::Signal& o);
+  void add(const op::Wait& o);
 
   void push(std::unique_ptr<Phase> phase);
   void push(std::unique_ptr<RowPhase> phase);
@@ -65,6 +69,7 @@ class PhaseBuilder {
   CpuProgram& program_;
   const Plan& plan_;
   const int32_t lane_;
+  const SharedState& shared_;
   std::vector<bool> block_input_;  // buffer is read as blocks
   std::vector<bool> quantized_;    // its quantised rows are current at this point of the plan
   size_t at_ = 0;                  // step being added

@@ -112,16 +112,22 @@ void add_bias(const StepContext& context, const float* bias, int64_t first, int6
 // h (n) = act(gate) * up, or act(up) when gate is null. h may equal gate or up.
 void activate(const Kernels& kernels, Activation activation, const float* gate, const float* up, int64_t n, float* h);
 
+// Where a row of kind kActive has the values of its units.
+inline float* active_values(const RowBuffer& buffer, int64_t row) {
+  return buffer.row(row) + 1 + (buffer.n_cols - 1) / 2;
+}
+
 // The unit list of a row, as SelectUnits wrote it.
 struct UnitList {
   const int32_t* units;
   int64_t n;
+  const float* values;  // detect values of the units, in a buffer of kind kActive; else null
   // Position of the first unit >= `unit`.
   int64_t position(int64_t unit) const { return std::lower_bound(units, units + n, unit) - units; }
 };
 inline UnitList unit_list(const RowBuffer& buffer, int64_t row) {
   const int32_t* at = reinterpret_cast<const int32_t*>(buffer.row(row));
-  return {at + 1, at[0]};
+  return {at + 1, at[0], buffer.kind == BufferKind::kActive ? active_values(buffer, row) : nullptr};
 }
 
 // Whether the unit lists of a step name so few of n_units that computing those alone is faster than the dense kernels.
@@ -281,9 +287,35 @@ class ObservePhase final : public Phase {
   RowBuffer in_, detected_, h_, margins_;
 };
 
+// Tells the lane that waits for the flag to go on.
+class SignalPhase final : public Phase {
+ public:
+  SignalPhase(Handoff& handoff, FlagId flag) : handoff_(handoff), flag_(flag) {}
+  int64_t n_tasks(const StepContext&) const override { return 1; }
+  void run(int64_t, int32_t, const StepContext&) const override { handoff_.signal(flag_); }
+
+ private:
+  Handoff& handoff_;
+  FlagId flag_;
+};
+
+// Waits for another lane: one worker does, the others for that one.
+class WaitPhase final : public Phase {
+ public:
+  WaitPhase(Handoff& handoff, FlagId flag) : handoff_(handoff), flag_(flag) {}
+  int64_t n_tasks(const StepContext&) const override { return 1; }
+  void run(int64_t, int32_t, const StepContext&) const override { handoff_.wait(flag_); }
+
+ private:
+  Handoff& handoff_;
+  FlagId flag_;
+};
+
 // Memory and shapes that the phases of Attention share.
 struct AttentionShape {
-  int64_t layer, n_head, n_head_kv, head_dim;
+  int32_t lane;   // whose memory has the keys and values,
+  int64_t layer;  // and the layer's place in it
+  int64_t n_head, n_head_kv, head_dim;
   float scale;
   KvLayout kv;
   RowBuffer q, out;

@@ -98,6 +98,9 @@ std::vector<BufferId*> buffers_of(Op& any) {
     std::vector<BufferId*> operator()(op::Observe& o) { return {&o.in, &o.detected, &o.h}; }
     std::vector<BufferId*> operator()(op::Add& o) { return {&o.a, &o.b, &o.out}; }
     std::vector<BufferId*> operator()(op::SelectRows& o) { return {&o.in, &o.out}; }
+    std::vector<BufferId*> operator()(op::Copy& o) { return {&o.from, &o.to}; }
+    std::vector<BufferId*> operator()(op::Signal&) { return {}; }
+    std::vector<BufferId*> operator()(op::Wait&) { return {}; }
   };
   return std::visit(Visitor{}, any);
 }

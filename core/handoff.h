@@ -1,0 +1,61 @@
+// Flags between the lanes of a plan: how a device and the host pass work to each other within a step.
+//
+//   word           written by             read by               order
+//   flag f         Signal's lane, once    Wait's lane           release, acquire: shared buffers written before the
+//                  a step: the number     until >= the step     Signal are read after the Wait
+//                  of the step
+//   all flags      whoever fails: kAbort  every Wait            kAbort is above every step number, so all waits end;
+//                                                               aborted() then tells why
+//
+// Each flag has a cache line of its own in shared memory. Numbers only grow, so nothing is reset between steps; before
+// they reach kAbort, and after an abort, begin_step() starts anew while no lane runs.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+
+#include "core/op.h"
+
+namespace hotset {
+
+class Handoff {
+ public:
+  static constexpr uint32_t kAbort = 1u << 30;
+  static constexpr size_t kFlagBytes = 64;
+
+  // `memory`: n_flags * kFlagBytes zero-filled bytes that all lanes can access; outlives this. A wait that takes longer
+  // than `patience` aborts the step: the watchdog for a device that has died without a word.
+  Handoff(std::byte* memory, int32_t n_flags, std::chrono::milliseconds patience);
+
+  // While no lane runs: the number of the coming step.
+  void begin_step();
+  uint32_t step() const { return step_; }
+
+  void signal(FlagId flag);
+  // Returns when the flag has been signalled in this step. Spins for a while, then sleeps. Throws DeviceError once the
+  // step is aborted or patience is over.
+  void wait(FlagId flag);
+
+  // Ends all waits of this step with an error, from any thread. The first error given is the step's.
+  void abort(std::exception_ptr error);
+  bool aborted() const { return aborted_.load(std::memory_order_acquire); }
+  std::exception_ptr error() const;  // the first given to abort() in this step, else null
+
+  // The flag's word, for devices that wait and signal in hardware.
+  std::atomic<uint32_t>& word(FlagId flag) const;
+
+ private:
+  std::byte* memory_;
+  int32_t n_flags_;
+  std::chrono::milliseconds patience_;
+  uint32_t step_ = 0;
+  std::atomic<bool> aborted_{false};
+  mutable std::mutex mutex_;  // guards error_
+  std::exception_ptr error_;
+};
+
+}  // namespace hotset
