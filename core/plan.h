@@ -99,11 +99,14 @@ struct Plan {
 // Bytes of activations that one row of a step takes, quantised copies and FFN units included; logits excluded.
 uint64_t row_memory_bytes(const Plan& plan);
 
-// One line per step: lane, operation, weights, buffers. Needs no device.
+// One line per step: the lane's name, the operation with its weights and buffers. With two lanes the host's steps stand
+// to the right of the device's, so that what runs at the same time is seen. Needs no device.
 std::string dump(const Plan& plan);
 
-// Problems of a plan, empty when it is right: ids in range, shapes that agree, nothing read before it is written,
-// keys stored before they are attended to. Needs no device.
+// Problems of a plan, empty when it is right: ids in range, shapes that agree, nothing read before it is written or
+// after it is out of date, keys stored before they are attended to; steps touch memory and weights of their lane alone,
+// flags order all accesses to shared memory by different lanes, every wait ends, and the host's lane ends after all
+// others. Needs no device.
 std::vector<std::string> lint(const Plan& plan);
 
 }  // namespace hotset

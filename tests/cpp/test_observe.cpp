@@ -178,14 +178,14 @@ TEST_CASE("observe: the plan reads like the model, and lint sees operands that a
     const Plan plan = build_plan(model->config(), model->weights(),
                                  {.max_rows = 8, .max_output_rows = 4, .max_positions = 64, .observe = true});
     const std::string neuron_text =
-        "lane 0  detected = Detect(blk.0.ffn_gate.weight Q8_0; x_norm)\n"
-        "lane 0  y, h = SparseFfn(all units by detected; blk.0.ffn_gate.weight Q8_0, blk.0.ffn_up.weight Q8_0, "
+        "host    detected = Detect(blk.0.ffn_gate.weight Q8_0; x_norm)\n"
+        "host    y, h = SparseFfn(all units by detected; blk.0.ffn_gate.weight Q8_0, blk.0.ffn_up.weight Q8_0, "
         "blk.0.ffn_down_t.weight Q8_0; x_norm)\n"
-        "lane 0  observed[0] = Observe(x_norm, detected, h)\n";
+        "host    observed[0] = Observe(x_norm, detected, h)\n";
     const std::string standard_text =
-        "lane 0  h = Activate(gate, up)\n"
-        "lane 0  observed[0] = Observe(x_norm, gate, h)\n"
-        "lane 0  y = MatMul(blk.0.ffn_down.weight Q8_0; h)\n";
+        "host    h = Activate(gate, up)\n"
+        "host    observed[0] = Observe(x_norm, gate, h)\n"
+        "host    y = MatMul(blk.0.ffn_down.weight Q8_0; h)\n";
     CHECK(dump(plan).find(neuron_major ? neuron_text : standard_text) != std::string::npos);
     const auto complains = [&](auto change) {
       Plan changed = plan;

@@ -193,7 +193,7 @@ def test_the_command_plans(hotset, demo_model, machine):
     for word in (b"attention", b"device", b"tokens/s predicted", b"total"):
         assert word in table.stdout
     steps = hotset("plan", "-m", demo_model, "--dump")
-    assert steps.returncode == 0 and steps.stdout.startswith(b"lane 0  x = Embed(token_embd.weight")
+    assert steps.returncode == 0 and steps.stdout.startswith(b"host    x = Embed(token_embd.weight")
     plain = json.loads(hotset("plan", "-m", demo_model, "--json", "--machine", machine).stdout)
     assert plain["totals"]["ram"] == sum(part["bytes"] for part in plain["components"])
     assert plain["vram_budget"] == 0 and any("no GPU" in note for note in plain["notes"])

@@ -20,7 +20,7 @@ LAYERS = [
     ["error", "log", "dtype", "half", "tensor", "kinds", "unicode", "unit_counts", "quantize",
      "json", "bit_planes", "knapsack"],
     ["arena", "mmap_file", "gguf", "topology", "machine_rates"],
-    ["op", "device", "devices", "handoff", "plan", "thread_pool"],
+    ["op", "device", "devices", "handoff", "lint", "plan", "thread_pool"],
     ["architecture", "model_config", "weights", "tokenizer", "pre_tokenizer", "sampler",
      "kv_cache", "model", "fingerprint", "sidecar"],
     ["planner", "executor", "relayout", "placement", "predictor", "memory_plan"],
