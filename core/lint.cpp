@@ -100,6 +100,7 @@ class Linter {
   void expect_kind(BufferId id, BufferKind wanted) {
     const char* const kind = wanted == BufferKind::kUnits    ? " is a unit list"
                              : wanted == BufferKind::kActive ? " is a list of active units with values"
+                             : wanted == BufferKind::kSums ? " is sums"
                                                              : " is no unit list";
     expect(plan_.buffer(id).kind == wanted, cat(plan_.buffer(id).name, kind));
   }
@@ -287,7 +288,15 @@ class Linter {
     expect(!o.h || !(o.h == o.out || o.h == o.detected), "h is a buffer of its own");
     if (!reads(o.in)) return;
     if (o.h && writes(o.h)) same_rows(o.in, o.h);
-    if (writes(o.out)) same_rows(o.in, o.out);
+    const bool sums = valid(o.out) && plan_.buffer(o.out).kind == BufferKind::kSums;
+    expect(!sums || !o.down_bias, "a bias is added to merged sums");
+    if (writes(o.out, sums ? BufferKind::kSums : BufferKind::kFloats)) same_rows(o.in, o.out);
+  }
+  void check(const op::MergeSums& o) {
+    if (!reads(o.a, BufferKind::kSums) || (o.b && !reads(o.b, BufferKind::kSums)) || !writes(o.out)) return;
+    columns(o.a, plan_.buffer(o.out).n_cols), vector(o.bias, plan_.buffer(o.out).n_cols);
+    same_rows(o.a, o.out);
+    if (o.b) columns(o.b, plan_.buffer(o.out).n_cols), same_rows(o.b, o.out);
   }
   void ffn_shapes(const op::SparseFfn& o, const TensorView& down_t) {
     for (const WeightId id : {o.gate, o.up})

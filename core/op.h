@@ -139,7 +139,8 @@ struct SelectUnits {
 // summed, and h of all units can be had as well.
 struct SparseFfn {
   Activation activation;
-  WeightId gate, gate_bias;  // (n_embd, n_ff) and (n_ff); both optional
+  WeightId gate, gate_bias;  // (n_embd, n_ff) and (n_ff); both optional, absent with a list of kind kActive, whose
+                             // values are the gate's products, or without `up` those of the up rows
   WeightId up, up_bias;      // (n_embd, n_ff) and (n_ff); the bias optional
   WeightId down_t;           // (n_embd, n_ff): a unit's outgoing weights are one row
   WeightId down_bias;        // (n_embd), optional
@@ -147,6 +148,14 @@ struct SparseFfn {
   BufferId units;     // the list of those to compute; optional, asks for `detected` unless it is of kind kActive
   BufferId in, out;
   BufferId h{};  // (n_ff) what weighs each unit's down row; optional, only without `units`
+};
+
+// out = the sums of a and b (kSums) as floats, plus bias.
+struct MergeSums {
+  BufferId a;
+  BufferId b;     // optional
+  WeightId bias;  // optional
+  BufferId out;
 };
 
 // Shows a layer's FFN to StepParams::observer, row by row: its input (n_embd), the detect values of all units (n_ff),
@@ -197,6 +206,6 @@ inline int64_t unit_range_begin(int64_t n_ff, int64_t range) {
 // A closed set: a device that lacks an op does not compile.
 using Op = std::variant<op::Embed, op::EmbedPosition, op::Norm, op::MatMul, op::RopeAngles, op::Rope, op::StoreKv,
                         op::Attention, op::Activate, op::Predict, op::Detect, op::SelectUnits, op::SparseFfn,
-                        op::Observe, op::Add, op::SelectRows, op::Copy, op::Signal, op::Wait>;
+                        op::MergeSums, op::Observe, op::Add, op::SelectRows, op::Copy, op::Signal, op::Wait>;
 
 }  // namespace hotset

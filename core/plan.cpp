@@ -59,6 +59,9 @@ class Printer {
               return cat(b(o.out), o.h ? ", " + b(o.h) : "", " = SparseFfn(", units, "; ", gate, up, w(o.down_t),
                          plus(o.down_bias), "; ", b(o.in), ")");
             },
+            [&](const op::MergeSums& o) {
+              return cat(b(o.out), " = MergeSums(", b(o.a), o.b ? ", " + b(o.b) : "", plus(o.bias), ")");
+            },
             [&](const op::Observe& o) {
               return cat("observed[", o.layer, "] = Observe(", b(o.in), ", ", b(o.detected), ", ", b(o.h),
                          o.margins ? ", " + b(o.margins) : "", ")");

@@ -15,8 +15,9 @@ enum class BufferRows { kAll, kOutput };
 
 // What a row of a buffer holds: n_cols float32, or a unit list, which is int32: the number of units and then the units,
 // ascending, in n_cols = n + 1 columns; or active units with their values: the same in n_cols = 2 n + 1 columns, where
-// column 1 + n + i is the float32 detect value of the unit in column 1 + i.
-enum class BufferKind { kFloats, kUnits, kActive };
+// column 1 + n + i is the float32 detect value of the unit in column 1 + i; or n_cols int64, sums of units that another
+// device's are added to.
+enum class BufferKind { kFloats, kUnits, kActive, kSums };
 
 // Lanes of a plan: the host's CPU alone, or the CPU and an accelerator. A plan with one lane is the CPU's.
 constexpr int32_t kHostLane = 0;
@@ -91,7 +92,8 @@ struct Plan {
   // 4-byte words from row to row of a buffer: whole cache lines, so that rows of different tasks share none; but logits
   // leave the plan as one dense array.
   int64_t row_words(BufferId id) const {
-    return id == logits ? buffer(id).n_cols : (buffer(id).n_cols + 15) / 16 * 16;
+    const int64_t n = buffer(id).n_cols * (buffer(id).kind == BufferKind::kSums ? 2 : 1);
+    return id == logits ? n : (n + 15) / 16 * 16;
   }
   int64_t max_rows_of(BufferId id) const { return buffer(id).rows == BufferRows::kAll ? max_rows : max_output_rows; }
 };

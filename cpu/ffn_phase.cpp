@@ -75,7 +75,7 @@ void compute_listed(const StepContext& context, const FfnShape& shape, int64_t r
     std::memcpy(h + begin, list.values + begin, static_cast<size_t>(end - begin) * sizeof(float));
   else
     for (int64_t i = begin; i < end; ++i) h[i] = shape.detected.row(row)[list.units[i]];
-  if (!shape.gate) return activate(context.kernels, shape.activation, nullptr, h + begin, end - begin, h + begin);
+  if (!shape.is_gated) return activate(context.kernels, shape.activation, nullptr, h + begin, end - begin, h + begin);
   float* const up = shape.products + row * shape.stride;
   context.kernels.dot_rows[weight_type(shape.up.dtype)](weight_rows(shape.up), list.units + begin, 0, end - begin,
                                                         shape.in.acts[row], up + begin);
@@ -158,7 +158,7 @@ void FfnUnitsPhase::run(int64_t task, int32_t worker, const StepContext& context
 // row's list names it too. Units without a gate have their products already.
 int64_t FfnListedPhase::n_tasks(const StepContext& context) const {
   choose_units(context, shape_);
-  if (!shape_.gate) return context.n_rows;
+  if (!shape_.is_gated) return context.n_rows;
   if (context.n_rows == 1 && shape_.skips_units()) return list_shares(context);
   return context.n_rows == 0 ? 0 : div_up(shape_.n_ff(), weight_rows_per_task(shape_.n_ff(), context.n_workers));
 }
@@ -166,11 +166,11 @@ int64_t FfnListedPhase::n_tasks(const StepContext& context) const {
 void FfnListedPhase::run(int64_t task, int32_t worker, const StepContext& context) const {
   const bool skips = shape_.skips_units();
   const int64_t each = weight_rows_per_task(shape_.n_ff(), context.n_workers);
-  if (!skips && !shape_.gate)
+  if (!skips && !shape_.is_gated)
     return activate(context.kernels, shape_.activation, nullptr, shape_.detected.row(task), shape_.n_ff(),
                     shape_.h + task * shape_.stride);
   if (!skips) return compute_block(task * each, std::min(each, shape_.n_ff() - task * each), worker, context);
-  if (!shape_.gate) return compute_listed(context, shape_, task, 0, unit_list(shape_.units, task).n);
+  if (!shape_.is_gated) return compute_listed(context, shape_, task, 0, unit_list(shape_.units, task).n);
   if (context.n_rows == 1) {
     const int64_t n = unit_list(shape_.units, 0).n, n_shares = list_shares(context);
     return compute_listed(context, shape_, 0, n * task / n_shares, n * (task + 1) / n_shares);

@@ -17,7 +17,7 @@ void visit_products(const Op& op, F&& f) {
   if (const auto* o = std::get_if<op::Detect>(&op)) f(o->weight, o->in);
   if (const auto* o = std::get_if<op::SparseFfn>(&op)) {
     if (o->gate) f(o->gate, o->in);
-    f(o->up, o->in);
+    if (o->up) f(o->up, o->in);
   }
 }
 
@@ -48,6 +48,9 @@ std::string PhaseBuilder::why_unsupported(const Op& op, const Plan& plan) {
   };
   visit_products(op, [&](WeightId id, BufferId) { ask(id); });
   if (const auto* o = std::get_if<op::SparseFfn>(&op)) ask(o->down_t);
+  const auto* ffn = std::get_if<op::SparseFfn>(&op);
+  if (std::holds_alternative<op::MergeSums>(op) || (ffn && plan.buffer(ffn->out).kind == BufferKind::kSums))
+    out = "no integer sums of units";
   if (const auto* o = std::get_if<op::Embed>(&op)) ask(o->table);
   if (const auto* o = std::get_if<op::EmbedPosition>(&op)) ask(o->table);
   if (const auto* o = std::get_if<op::Attention>(&op))
@@ -79,7 +82,7 @@ int64_t PhaseBuilder::most_units() const {
   int64_t out = 0;
   for (const Step& step : plan_.steps)
     if (const auto* o = std::get_if<op::SparseFfn>(&step.op); o && step.lane == lane_)
-      out = std::max(out, plan_.weight(o->up).n_rows);
+      out = std::max(out, plan_.weight(o->down_t).n_rows);
   return out;
 }
 
@@ -367,21 +370,22 @@ void PhaseBuilder::add(const op::SparseFfn& o) {
   FfnShape shape{};
   shape.activation = o.activation;
   if (o.gate) shape.gate = plan_.weight(o.gate);
-  shape.up = plan_.weight(o.up);
+  if (o.up) shape.up = plan_.weight(o.up);
   shape.down_t = plan_.weight(o.down_t);
   shape.gate_bias = vector(o.gate_bias), shape.up_bias = vector(o.up_bias), shape.down_bias = vector(o.down_bias);
   shape.in = buffer(o.in), shape.out = buffer(o.out);
   if (o.detected) shape.detected = buffer(o.detected);
   if (o.units) shape.units = buffer(o.units);
+  shape.is_gated = o.gate || (o.up && shape.units.kind == BufferKind::kActive);
   if (shape.gate) quantize_for(shape.gate.dtype, o.in);
-  quantize_for(shape.up.dtype, o.in);
+  if (shape.up) quantize_for(shape.up.dtype, o.in);
   shape.stride = div_up(most_units(), 16) * 16;
   shape.partial_rows = std::min(plan_.max_rows, o.units ? kFewListedRows : kFewRows);
   shape.scratch = gemm_scratch(shape.scratch_distance);
   if (!units_h_) {  // one set serves all layers
     const size_t n = static_cast<size_t>(plan_.max_rows * shape.stride) * sizeof(float);
     units_h_ = o.h ? buffer(o.h).data : reinterpret_cast<float*>(take_memory(n));
-    if (shape.gate) units_products_ = reinterpret_cast<float*>(take_memory(n));
+    if (shape.is_gated) units_products_ = reinterpret_cast<float*>(take_memory(n));
     const int64_t n_partials = kUnitRanges * shape.partial_rows * shape.down_t.n_cols;
     partials_ = reinterpret_cast<float*>(take_memory(static_cast<size_t>(n_partials) * sizeof(float)));
     tile_memory_ = take_worker_memory(ffn_tile_bytes(static_cast<bool>(o.units)), tile_distance_);
@@ -400,6 +404,8 @@ void PhaseBuilder::add(const op::SparseFfn& o) {
   wrote(o.out);
   if (o.h) wrote(o.h);
 }
+
+void PhaseBuilder::add(const op::MergeSums&) { HS_CHECK(false, "phase_builder"); }  // why_unsupported() refuses it
 
 void PhaseBuilder::add(const op::Observe& o) {
   push(std::make_unique<ObservePhase>(o.layer, buffer(o.in), buffer(o.detected), buffer(o.h),
@@ -426,7 +432,9 @@ void PhaseBuilder::add(const op::SelectRows& o) {
 void PhaseBuilder::add(const op::Copy& o) {
   push(row_phase(buffer(o.to).rows,
                  [from = buffer(o.from), to = buffer(o.to)](int64_t row, const StepContext&) {
-                   const int64_t n = from.kind == BufferKind::kUnits ? 1 + unit_list(from, row).n : from.n_cols;
+                   const int64_t n = from.kind == BufferKind::kUnits  ? 1 + unit_list(from, row).n
+                                     : from.kind == BufferKind::kSums ? 2 * from.n_cols
+                                                                      : from.n_cols;
                    std::memcpy(to.row(row), from.row(row), static_cast<size_t>(n) * sizeof(float));
                  }));
   wrote(o.to);

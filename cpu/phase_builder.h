@@ -41,6 +41,7 @@ class PhaseBuilder {
   void add(const op::SelectUnits& o);
   void add(const op::SparseFfn& o);
   void add(const op::Observe& o);
+  void add(const op::MergeSums& o);
   void add(const op::Add& o);
   void add(const op::SelectRows& o);
   void add(const op::Copy& o);

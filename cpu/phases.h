@@ -195,8 +195,10 @@ class DetectListedPhase final : public Phase {
 // SparseFfn with its operands resolved, and the memory that its phases share.
 struct FfnShape {
   Activation activation;
-  TensorView gate;  // no data: the units have no gate
-  TensorView up, down_t;
+  TensorView gate;  // no data: the units have no gate, or their list has its products
+  TensorView up;    // no data: the list has its products
+  TensorView down_t;
+  bool is_gated;
   const float *gate_bias, *up_bias, *down_bias;  // null: none
   RowBuffer in, out;
   RowBuffer detected;  // the products that decide, computed before; else no data
@@ -212,7 +214,7 @@ struct FfnShape {
   std::byte* scratch;  // per worker, for the blocked kernel
   size_t scratch_distance;
 
-  int64_t n_ff() const { return up.n_rows; }
+  int64_t n_ff() const { return down_t.n_rows; }
   // Whether ranges are summed one by one and merged in a phase of its own.
   bool by_ranges(const StepContext& context) const { return context.n_rows <= partial_rows; }
   // Whether only listed units are computed: not without a list, nor when the lists of the step's rows name so many units

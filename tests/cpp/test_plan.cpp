@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "core/planner.h"
+#include "tests/cpp/plan_util.h"
 #include "tests/cpp/util.h"
 
 namespace {
@@ -68,42 +69,6 @@ constexpr char kStandardFfn[] =
     "host    y = MatMul(blk.1.ffn_down.weight Q8_0; up)\n"
     "host    x = Add(x, y)\n"
     "host    x_out = SelectRows(x)\n";
-
-std::string dump_of(const Plan& plan, size_t step) {
-  Plan one = plan;
-  one.steps = {plan.steps[step]};
-  std::string line = dump(one);
-  return line.substr(8, line.size() - 9);
-}
-
-// Every operand of an op, to be changed in place.
-std::vector<BufferId*> buffers_of(Op& any) {
-  struct Visitor {
-    std::vector<BufferId*> operator()(op::Embed& o) { return {&o.out}; }
-    std::vector<BufferId*> operator()(op::EmbedPosition& o) { return {&o.x}; }
-    std::vector<BufferId*> operator()(op::Norm& o) { return {&o.in, &o.out}; }
-    std::vector<BufferId*> operator()(op::MatMul& o) { return {&o.in, &o.out}; }
-    std::vector<BufferId*> operator()(op::RopeAngles& o) { return {&o.out}; }
-    std::vector<BufferId*> operator()(op::Rope& o) { return {&o.angles, &o.x}; }
-    std::vector<BufferId*> operator()(op::StoreKv& o) { return {&o.k, &o.v}; }
-    std::vector<BufferId*> operator()(op::Attention& o) { return {&o.q, &o.out}; }
-    std::vector<BufferId*> operator()(op::Activate& o) { return {&o.gate, &o.up, &o.out}; }
-    std::vector<BufferId*> operator()(op::Predict& o) { return {&o.in, &o.out}; }
-    std::vector<BufferId*> operator()(op::Detect& o) { return {&o.in, &o.out}; }
-    std::vector<BufferId*> operator()(op::SelectUnits& o) { return {&o.in, &o.out}; }
-    std::vector<BufferId*> operator()(op::SparseFfn& o) {
-      if (o.units) return {&o.detected, &o.units, &o.in, &o.out};
-      return {&o.in, &o.out};
-    }
-    std::vector<BufferId*> operator()(op::Observe& o) { return {&o.in, &o.detected, &o.h}; }
-    std::vector<BufferId*> operator()(op::Add& o) { return {&o.a, &o.b, &o.out}; }
-    std::vector<BufferId*> operator()(op::SelectRows& o) { return {&o.in, &o.out}; }
-    std::vector<BufferId*> operator()(op::Copy& o) { return {&o.from, &o.to}; }
-    std::vector<BufferId*> operator()(op::Signal&) { return {}; }
-    std::vector<BufferId*> operator()(op::Wait&) { return {}; }
-  };
-  return std::visit(Visitor{}, any);
-}
 
 std::vector<WeightId*> weights_of(Op& any) {
   if (auto* o = std::get_if<op::Embed>(&any)) return {&o->table};
