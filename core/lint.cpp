@@ -16,9 +16,9 @@ namespace {
 // the history it had.
 //
 // The order of the list is one order in which lanes may run. That every other order gives the same is proven by vector
-// clocks: a lane's clock says how many steps of each lane are known to have ended, and a Wait takes over what its Signal
-// knew. Who reads a buffer must know its last write, who writes it also all reads since. Waits end, because every Signal
-// comes before its Wait in an order that all lanes keep to.
+// clocks: a lane's clock says how many steps of each lane are known to have ended, and a Wait takes over what its
+// Signal knew. Who reads a buffer must know its last write, who writes it also all reads since. Waits end, because every
+// Signal comes before its Wait in an order that all lanes keep to.
 class Linter {
  public:
   explicit Linter(const Plan& plan)
@@ -90,7 +90,8 @@ class Linter {
   }
   void expect_reach(BufferId id) {
     const int32_t owner = plan_.buffer(id).lane;
-    expect(owner == lane_ || owner == kSharedLane, cat(plan_.buffer(id).name, " is memory that lane ", lane_, " touches"));
+    expect(owner == lane_ || owner == kSharedLane,
+           cat(plan_.buffer(id).name, " is memory that lane ", lane_, " touches"));
   }
   // That this lane knows the end of a step of another lane that has read or written the buffer.
   void expect_known(BufferId id, int32_t lane, int64_t step, const char* what) {
@@ -274,7 +275,7 @@ class Linter {
   }
   void check(const op::SparseFfn& o) {
     const bool active = is_active(o.units);
-    const bool is_gated = o.gate || (active && o.up);  // where the list has the values, the matrix they are from is not read
+    const bool is_gated = o.gate || (active && o.up);  // detect rows are not read when the list has their products
     expect(!active || (!o.gate && !o.detected), "detect values of listed units are in their list");
     expect(o.up || active, "up rows, or their products in the list");
     if ((!o.gate || has(o.gate)) && (!o.up || has(o.up)) && has(o.down_t)) ffn_shapes(o, plan_.weight(o.down_t));

@@ -131,7 +131,8 @@ std::string dump(const Plan& plan) {
   const Printer printer(plan);
   const char* const host = plan.n_lanes() > 1 ? "host                " : "host    ";
   std::string out;
-  for (const Step& step : plan.steps) out += cat(step.lane == kHostLane ? host : "device  ", printer.text(step.op), "\n");
+  for (const Step& step : plan.steps)
+    out += cat(step.lane == kHostLane ? host : "device  ", printer.text(step.op), "\n");
   return out;
 }
 

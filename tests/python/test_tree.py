@@ -23,7 +23,8 @@ LAYERS = [
     ["op", "device", "devices", "handoff", "lint", "plan", "thread_pool"],
     ["architecture", "model_config", "weights", "tokenizer", "pre_tokenizer", "sampler",
      "kv_cache", "model", "fingerprint", "sidecar"],
-    ["planner", "executor", "relayout", "placement", "predictor", "memory_plan"],
+    ["plan_builder", "planner", "hybrid_planner", "placed_weights",
+     "executor", "relayout", "placement", "predictor", "memory_plan"],
     ["engine", "calibration", "generation", "kld", "perplexity", "profile", "quantize_mixture", "quantize_model",
      "scored_chunks", "synth", "unit_order", "version"],
 ]

@@ -1,0 +1,55 @@
+// What planners share: appends buffers, weights and steps to a plan. Steps and weights go to the lane chosen by on().
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "core/model_config.h"
+#include "core/plan.h"
+#include "core/planner.h"
+#include "core/weights.h"
+
+namespace hotset {
+
+class PlanBuilder {
+ protected:
+  // What a lane that has attention works with.
+  struct Activations {
+    BufferId x, x_norm, angles, q, k, v, attn, y;
+  };
+
+  PlanBuilder(const ModelConfig& config, const PlanOptions& options);
+
+  // The plan. Throws Error when it has problems.
+  Plan finish();
+
+  void on(int32_t lane) { lane_ = lane; }
+  void add(const Op& op) { plan_.steps.push_back({lane_, op}); }
+
+  // A new buffer of the lane.
+  BufferId buffer(const std::string& name, int64_t n_cols, BufferRows rows = BufferRows::kAll);
+  BufferId unit_list(const std::string& name, int64_t n_units);
+  // x and x_norm are given; `prefix` begins the names of the others.
+  Activations activations(const std::string& prefix, BufferId x, BufferId x_norm);
+  // The id of a weight; none for a tensor that the lane lacks.
+  WeightId weight(const NamedTensor& tensor);
+
+  bool has_rope() const { return config_.arch->positions == Positions::kRope; }
+  void set_rope_freqs(const NamedTensor& divisors);
+
+  void embed(const NamedTensor& table, const NamedTensor& positions, BufferId x);
+  void norm(const NamedTensor& w, const NamedTensor& bias, BufferId in, BufferId out);
+  void mat_mul(const NamedTensor& w, const NamedTensor& bias, BufferId in, BufferId out);
+  void attention(const LayerWeights& w, int64_t layer, const Activations& a);
+
+  const ModelConfig& config_;
+  const bool exact_;
+  Plan plan_;
+  int32_t lane_ = kHostLane;
+
+ private:
+  void rope(BufferId x, int64_t n_head, BufferId angles);
+};
+
+}  // namespace hotset
