@@ -118,7 +118,7 @@ int64_t Plan::kv_slot(int64_t layer) const {
 uint64_t row_memory_bytes(const Plan& plan) {
   uint64_t n_floats = 0;
   for (const BufferDesc& buffer : plan.buffers)
-    if (buffer.rows == BufferRows::kAll) n_floats += static_cast<uint64_t>(buffer.n_cols);
+    if (buffer.rows == BufferRows::kAll) n_floats += static_cast<uint64_t>(buffer.row_words());
   uint64_t n_units = 0;
   for (const Step& step : plan.steps)
     if (const auto* ffn = std::get_if<op::SparseFfn>(&step.op))

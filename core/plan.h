@@ -32,6 +32,8 @@ struct BufferDesc {
   BufferRows rows = BufferRows::kAll;
   BufferKind kind = BufferKind::kFloats;
   int32_t lane = kHostLane;  // whose memory it is: only steps of that lane, and Copy, touch it; or kSharedLane
+
+  int64_t row_words() const { return kind == BufferKind::kSums ? 2 * n_cols : n_cols; }  // of 4 bytes
 };
 
 // A weight by its GGUF name; `view` is where it lies: in the mapped file or other host memory, or, for those of a
@@ -92,7 +94,7 @@ struct Plan {
   // 4-byte words from row to row of a buffer: whole cache lines, so that rows of different tasks share none; but logits
   // leave the plan as one dense array.
   int64_t row_words(BufferId id) const {
-    const int64_t n = buffer(id).n_cols * (buffer(id).kind == BufferKind::kSums ? 2 : 1);
+    const int64_t n = buffer(id).row_words();
     return id == logits ? n : (n + 15) / 16 * 16;
   }
   int64_t max_rows_of(BufferId id) const { return buffer(id).rows == BufferRows::kAll ? max_rows : max_output_rows; }

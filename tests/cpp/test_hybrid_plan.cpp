@@ -132,7 +132,8 @@ void for_all_plans(F check) {
       spec.n_layer = 3;
       const auto model = load_tiny(spec);
       for (const Variant& variant : variants(model->config().n_ff, exact)) {
-        INFO(family.arch, " ", activation_name(family.activation), exact ? " exact " : " dense ", text_of(variant));
+        INFO(cat(family.arch, " ", activation_name(family.activation), exact ? " exact: " : " dense: "),
+             text_of(variant));
         check(build_plan(model->config(), place_weights(*model, variant.layers, variant.head), options_of(exact)),
               variant);
       }
@@ -484,7 +485,7 @@ TEST_CASE("hybrid plan: logits equal those of one lane bit for bit, wherever uni
           const Plan plan =
               build_plan(model->config(), place_weights(*model, variant.layers, variant.head), options_of(exact));
           if (!runs(plan)) continue;
-          INFO(family.arch, " ", dtype_name(dtype), exact ? " exact " : " dense ", text_of(variant));
+          INFO(cat(family.arch, " ", dtype_name(dtype), exact ? " exact: " : " dense: "), text_of(variant));
           CHECK(logits_of(plan) == expected);
           ++n_run;
         }
