@@ -42,6 +42,7 @@ std::shared_ptr<const MmapFile> MmapFile::open(const std::string& path) {
 }
 
 void MmapFile::drop_pages(const std::byte* at, size_t n_bytes) const {
+  if (at < data_ || at + n_bytes > data_ + size_) return;
   const size_t page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
   const size_t offset = static_cast<size_t>(at - data_);
   const size_t begin = (offset + page - 1) / page * page, end = (offset + n_bytes) / page * page;

@@ -21,6 +21,7 @@ class MmapFile {
   size_t size() const { return size_; }
 
   // Takes the whole pages within [at, at + n_bytes) out of this process's memory; they are read again when touched.
+  // Nothing happens to memory outside of the mapping.
   void drop_pages(const std::byte* at, size_t n_bytes) const;
 
  private:

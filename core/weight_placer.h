@@ -1,0 +1,51 @@
+// Brings a model's weights to where a placement wants them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/arena.h"
+#include "core/device.h"
+#include "core/log.h"
+#include "core/model.h"
+#include "core/placed_weights.h"
+#include "core/relayout.h"
+
+namespace hotset {
+
+// Owns what PlacedWeights view: one piece of device memory with everything that the device has, and arenas with the cold
+// units' rows in slot order. Tensors that the host has as the file has them (attention, embeddings, a file in slot order
+// already) stay views of the mapping. File pages that were copied from are dropped as it goes.
+class WeightPlacer {
+ public:
+  struct Options {
+    int32_t n_threads = 1;
+    bool is_outline = false;  // sizes and views only: nothing is allocated, copied or to be read
+    LogSink log{};
+  };
+  // `rows`: the model's weights with ffn_down_t in every layer. units_by_slot: (n_layer) permutations, the unit of each
+  // slot, or empty where slots are units. The model, `rows` and the device outlive this. Throws OutOfMemoryError before
+  // anything is copied when the device has too little memory.
+  WeightPlacer(const Model& model, std::shared_ptr<const Relayout> rows, const Placement& placement,
+               const std::vector<std::vector<int32_t>>& units_by_slot, Device& device, const Options& options);
+  ~WeightPlacer();
+
+  const PlacedWeights& weights() const { return placed_; }
+  uint64_t device_bytes() const { return device_bytes_; }  // exact, as allocated
+  uint64_t arena_bytes() const { return arena_bytes_; }    // of cold units copied in host memory
+  double seconds() const { return seconds_; }              // that copying took
+
+ private:
+  class Layout;
+  void copy(const Model& model, Device& device, const Options& options, const Layout& layout);
+
+  std::shared_ptr<const Relayout> rows_;
+  PlacedWeights placed_;
+  std::unique_ptr<DeviceMemory> memory_;
+  std::vector<Arena> arenas_;
+  uint64_t device_bytes_ = 0, arena_bytes_ = 0;
+  double seconds_ = 0;
+};
+
+}  // namespace hotset
