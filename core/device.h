@@ -80,6 +80,12 @@ struct SharedState {
   Handoff* handoff = nullptr;       // the plan's flags; null for a plan without any
 };
 
+// What a program's hand-offs have moved since it was made.
+struct Traffic {
+  uint64_t to_host = 0, to_device = 0;  // bytes in shared buffers, written and read by a device's lane
+  uint64_t n_signals = 0, n_waits = 0;
+};
+
 // A plan's steps of one lane, made ready by one device: operands resolved, neighbours fused.
 class Program {
  public:
@@ -88,6 +94,7 @@ class Program {
   virtual const float* buffer(BufferId id) const = 0;
   virtual size_t buffer_bytes() const = 0;  // activations and scratch this program holds
   virtual UnitCounts unit_counts() const = 0;
+  virtual Traffic traffic() const { return {}; }
 };
 
 struct DeviceInfo {

@@ -20,6 +20,22 @@ struct CpuDeviceOptions {
 // Throws Error for an instruction set this CPU lacks.
 std::unique_ptr<Device> make_cpu_device(const CpuDeviceOptions& options);
 
+// A pretend accelerator: the CPU's kernels on a thread of their own, started by launch() and waited for by
+// synchronize(), in memory that the host cannot touch: the addresses that it gives lie in a mapping without access, so
+// that a step that forgets a copy faults where it happens.
+struct VirtualDeviceOptions {
+  std::string isa{};                   // "" = best here
+  uint64_t memory_bytes = UINT64_MAX;  // of all that alloc() and programs may take
+  uint64_t seed = 0;                   // of the delays
+  int32_t max_delay_us = 0;            // waits up to so long before each phase of a program
+  int32_t queue_depth = 0;             // 0: a launch is one piece; else phases go through a queue of so many, one by one
+  // Faults for tests, counted from 1; 0 = never.
+  int64_t fail_alloc = 0;  // this allocation
+  int64_t fail_phase = 0;  // this phase since the device was made throws
+  int64_t hang_phase = 0;  // at this phase it stops and says nothing more
+};
+std::unique_ptr<Device> make_virtual_device(const VirtualDeviceOptions& options);
+
 // Throws DeviceError saying why there is no CUDA device (not built in, no driver, no card).
 std::unique_ptr<Device> make_cuda_device();
 

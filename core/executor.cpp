@@ -65,6 +65,8 @@ size_t Executor::shared_bytes() const {
   return out;
 }
 
+Traffic Executor::traffic() const { return programs_.back()->traffic(); }
+
 UnitCounts Executor::unit_counts() const {
   UnitCounts out;
   for (const auto& program : programs_) {

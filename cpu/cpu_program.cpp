@@ -15,8 +15,8 @@ constexpr std::chrono::microseconds kSpinInStep{20};
 }  // namespace
 
 CpuProgram::CpuProgram(const Plan& plan, int32_t lane, const SharedState& shared, const Kernels& kernels,
-                       ThreadPool& pool)
-    : kernels_(kernels), pool_(pool), max_rows_(plan.max_rows), max_output_rows_(plan.max_output_rows) {
+                       ThreadPool& pool, ProgramHost host)
+    : kernels_(kernels), pool_(pool), host_(std::move(host)), max_rows_(plan.max_rows), max_output_rows_(plan.max_output_rows) {
   PhaseBuilder(*this, plan, lane, shared).build();
   counters_ = std::vector<Counter>(phases_.size());
   tiles_.reserve(static_cast<size_t>(max_rows_));
@@ -96,9 +96,19 @@ bool CpuProgram::share(size_t phase, int64_t n_tasks, int32_t worker, const Step
   return n_done > 0 && counter.done.fetch_add(n_done, std::memory_order_acq_rel) + n_done == n_tasks;
 }
 
+void CpuProgram::prepare() {
+  if (!host_.before_phase || failed_.load(std::memory_order_relaxed)) return;
+  try {
+    host_.before_phase();
+  } catch (...) {
+    fail(std::current_exception());
+  }
+}
+
 // Runs the phases of one task from `phase` on, then lets the team into the next one of several.
 void CpuProgram::run_alone(size_t phase, int32_t worker, const StepContext& context) {
   for (; phase < phases_.size(); ++phase) {
+    prepare();
     const int64_t n = counters_[phase].n_tasks = phases_[phase]->n_tasks(context);
     if (n > 1) break;
     ask_stop(worker, context);

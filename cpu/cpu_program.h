@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -47,6 +48,12 @@ class Phase {
 // Zero-filled memory from the operating system, committed when touched.
 std::unique_ptr<DeviceMemory> allocate(size_t n_bytes);
 
+// Whose a program is: where its memory comes from, and what is called before each of its phases.
+struct ProgramHost {
+  std::function<std::unique_ptr<DeviceMemory>(size_t)> alloc = allocate;
+  std::function<void()> before_phase{};
+};
+
 // The kernel table's index of a weight type; -1 when there are no kernels for it.
 int weight_type(DType dtype);
 inline WeightRows weight_rows(const TensorView& view) { return {view.data, view.row_stride, view.n_cols}; }
@@ -68,7 +75,8 @@ struct RowBuffer {
 
 class CpuProgram final : public Program {
  public:
-  CpuProgram(const Plan& plan, int32_t lane, const SharedState& shared, const Kernels& kernels, ThreadPool& pool);
+  CpuProgram(const Plan& plan, int32_t lane, const SharedState& shared, const Kernels& kernels, ThreadPool& pool,
+             ProgramHost host = {});
 
   const float* buffer(BufferId id) const override { return buffers_[static_cast<size_t>(id.index)].data; }
   size_t buffer_bytes() const override { return memory_bytes_; }
@@ -76,6 +84,11 @@ class CpuProgram final : public Program {
     const auto value = [](const std::atomic<uint64_t>& count) { return count.load(std::memory_order_relaxed); };
     return {value(unit_counts_.active), value(unit_counts_.computed), value(unit_counts_.total),
             value(unit_counts_.candidates)};
+  }
+
+  Traffic traffic() const override {
+    const auto value = [](const std::atomic<uint64_t>& count) { return count.load(std::memory_order_relaxed); };
+    return {value(traffic_.to_host), value(traffic_.to_device), value(traffic_.n_signals), value(traffic_.n_waits)};
   }
 
   // Runs all phases. Rethrows the first error of any worker; the buffers are then undefined.
@@ -88,11 +101,13 @@ class CpuProgram final : public Program {
   bool share(size_t phase, int64_t n_tasks, int32_t worker, const StepContext& context);
   void run_alone(size_t phase, int32_t worker, const StepContext& context);
   void run_task(size_t phase, int64_t task, int32_t worker, const StepContext& context);
+  void prepare();
   void ask_stop(int32_t worker, const StepContext& context);
   void fail(std::exception_ptr error);
 
   const Kernels& kernels_;
   ThreadPool& pool_;
+  const ProgramHost host_;
   int64_t max_rows_;
   int64_t max_output_rows_;
   int64_t tile_rows_ = 1;
@@ -105,6 +120,9 @@ class CpuProgram final : public Program {
   struct {
     std::atomic<uint64_t> active{0}, computed{0}, total{0}, candidates{0};
   } unit_counts_;
+  struct {
+    std::atomic<uint64_t> to_host{0}, to_device{0}, n_signals{0}, n_waits{0};
+  } traffic_;
   bool only_listed_ = false;  // FfnShape::only_listed
   bool detects_listed_ = false;  // DetectShape::only_listed
 

@@ -87,7 +87,7 @@ int64_t PhaseBuilder::most_units() const {
 }
 
 std::byte* PhaseBuilder::take_memory(size_t n_bytes) {
-  program_.memory_.push_back(allocate(std::max<size_t>(n_bytes, 64)));
+  program_.memory_.push_back(program_.host_.alloc(std::max<size_t>(n_bytes, 64)));
   program_.memory_bytes_ += n_bytes;
   return program_.memory_.back()->data();
 }
@@ -340,6 +340,7 @@ void PhaseBuilder::add(const op::SelectUnits& o) {
   push(row_phase(buffer(o.out).rows, [in = buffer(o.in), among = o.among ? buffer(o.among) : RowBuffer{},
                                       out = buffer(o.out), is_active = o.set == UnitSet::kActive, first = o.first_unit,
                                       n_units = o.n_units > 0 ? o.n_units : buffer(o.in).n_cols - o.first_unit,
+                                      moved = is_handed_over(o.out) ? &program_.traffic_.to_host : nullptr,
                                       counts = &program_.unit_counts_](int64_t row, const StepContext& context) {
     const float* const values = in.row(row) + first;
     int32_t* const list = reinterpret_cast<int32_t*>(out.row(row));
@@ -357,6 +358,7 @@ void PhaseBuilder::add(const op::SelectUnits& o) {
       n = context.kernels.select_units(values, n_units, list + 1);
     }
     list[0] = static_cast<int32_t>(n);
+    if (moved != nullptr) moved->fetch_add(static_cast<uint64_t>(1 + 2 * n) * 4, std::memory_order_relaxed);
     if (out.kind == BufferKind::kActive)
       for (int64_t i = 0; i < n; ++i) active_values(out, row)[i] = values[list[1 + i]];
     if (!is_active) return;
@@ -430,20 +432,24 @@ void PhaseBuilder::add(const op::SelectRows& o) {
 }
 
 void PhaseBuilder::add(const op::Copy& o) {
+  const bool to_host = plan_.buffer(o.to).lane == kSharedLane;
+  std::atomic<uint64_t>* const moved = to_host ? &program_.traffic_.to_host : &program_.traffic_.to_device;
   push(row_phase(buffer(o.to).rows,
-                 [from = buffer(o.from), to = buffer(o.to)](int64_t row, const StepContext&) {
+                 [from = buffer(o.from), to = buffer(o.to), moved](int64_t row, const StepContext&) {
                    const int64_t n = from.kind == BufferKind::kUnits  ? 1 + unit_list(from, row).n
                                      : from.kind == BufferKind::kSums ? 2 * from.n_cols
                                                                       : from.n_cols;
-                   std::memcpy(to.row(row), from.row(row), static_cast<size_t>(n) * sizeof(float));
+                   const size_t n_bytes = static_cast<size_t>(n) * sizeof(float);
+                   std::memcpy(to.row(row), from.row(row), n_bytes);
+                   moved->fetch_add(n_bytes, std::memory_order_relaxed);
                  }));
   wrote(o.to);
 }
 
-void PhaseBuilder::add(const op::Signal& o) { push(std::make_unique<SignalPhase>(*shared_.handoff, o.flag)); }
+void PhaseBuilder::add(const op::Signal& o) { push(std::make_unique<SignalPhase>(*shared_.handoff, o.flag, program_.traffic_.n_signals)); }
 
 void PhaseBuilder::add(const op::Wait& o) {
-  push(std::make_unique<WaitPhase>(*shared_.handoff, o.flag));
+  push(std::make_unique<WaitPhase>(*shared_.handoff, o.flag, program_.traffic_.n_waits));
   // What the other lane wrote is new.
   for (size_t i = 0; i < quantized_.size(); ++i)
     if (plan_.buffers[i].lane == kSharedLane) quantized_[i] = false;

@@ -58,6 +58,8 @@ class PhaseBuilder {
   // A buffer was written: its quantised form is stale.
   void wrote(BufferId id) { quantized_[static_cast<size_t>(id.index)] = false; }
   const RowBuffer& buffer(BufferId id) const { return program_.buffers_[static_cast<size_t>(id.index)]; }
+  // Whether a device's lane writes it for the host.
+  bool is_handed_over(BufferId id) const { return lane_ != kHostLane && plan_.buffer(id).lane == kSharedLane; }
   // The values of an F32 vector; null for an absent one.
   const float* vector(WeightId id) const {
     return id ? reinterpret_cast<const float*>(plan_.weight(id).data) : nullptr;

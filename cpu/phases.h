@@ -292,25 +292,35 @@ class ObservePhase final : public Phase {
 // Tells the lane that waits for the flag to go on.
 class SignalPhase final : public Phase {
  public:
-  SignalPhase(Handoff& handoff, FlagId flag) : handoff_(handoff), flag_(flag) {}
+  SignalPhase(Handoff& handoff, FlagId flag, std::atomic<uint64_t>& count)
+      : handoff_(handoff), flag_(flag), count_(count) {}
   int64_t n_tasks(const StepContext&) const override { return 1; }
-  void run(int64_t, int32_t, const StepContext&) const override { handoff_.signal(flag_); }
+  void run(int64_t, int32_t, const StepContext&) const override {
+    handoff_.signal(flag_);
+    count_.fetch_add(1, std::memory_order_relaxed);
+  }
 
  private:
   Handoff& handoff_;
   FlagId flag_;
+  std::atomic<uint64_t>& count_;
 };
 
 // Waits for another lane: one worker does, the others for that one.
 class WaitPhase final : public Phase {
  public:
-  WaitPhase(Handoff& handoff, FlagId flag) : handoff_(handoff), flag_(flag) {}
+  WaitPhase(Handoff& handoff, FlagId flag, std::atomic<uint64_t>& count)
+      : handoff_(handoff), flag_(flag), count_(count) {}
   int64_t n_tasks(const StepContext&) const override { return 1; }
-  void run(int64_t, int32_t, const StepContext&) const override { handoff_.wait(flag_); }
+  void run(int64_t, int32_t, const StepContext&) const override {
+    handoff_.wait(flag_);
+    count_.fetch_add(1, std::memory_order_relaxed);
+  }
 
  private:
   Handoff& handoff_;
   FlagId flag_;
+  std::atomic<uint64_t>& count_;
 };
 
 // Memory and shapes that the phases of Attention share.

@@ -1,0 +1,188 @@
+// The virtual device: the CPU's phases on a thread of their own, in memory of their own.
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <random>
+#include <thread>
+#include <utility>
+
+#include "core/devices.h"
+#include "core/error.h"
+#include "core/thread_pool.h"
+#include "cpu/cpu_program.h"
+#include "cpu/phase_builder.h"
+#include "cpu/virtual_memory.h"
+
+namespace hotset {
+namespace cpu {
+namespace {
+
+// A CPU program over the readable side of the device's memory.
+class VirtualProgram final : public Program {
+ public:
+  VirtualProgram(const Plan& plan, int32_t lane, const SharedState& shared, const Kernels& kernels, ThreadPool& pool,
+                 const VirtualMemory& memory, ProgramHost host)
+      : lane_(lane), handoff_(shared.handoff), memory_(memory),
+        inner_(plan, lane, shared, kernels, pool, std::move(host)) {}
+
+  const float* buffer(BufferId id) const override {
+    const float* const own = inner_.buffer(id);
+    const std::byte* const handed = memory_.handed(reinterpret_cast<const std::byte*>(own));
+    return handed ? reinterpret_cast<const float*>(handed) : own;
+  }
+  size_t buffer_bytes() const override { return inner_.buffer_bytes(); }
+  UnitCounts unit_counts() const override { return inner_.unit_counts(); }
+  Traffic traffic() const override { return inner_.traffic(); }
+
+  int32_t lane() const { return lane_; }
+  Handoff* handoff() const { return handoff_; }
+  void run(const StepParams& params) { inner_.run(params); }
+
+ private:
+  const int32_t lane_;
+  Handoff* const handoff_;
+  const VirtualMemory& memory_;
+  CpuProgram inner_;
+};
+
+class VirtualDevice final : public Device {
+ public:
+  explicit VirtualDevice(const VirtualDeviceOptions& options)
+      : options_(options),
+        kernels_(kernels_for(options.isa.empty() ? nullptr : options.isa.c_str())),
+        memory_(options.memory_bytes, options.fail_alloc),
+        random_(options.seed),
+        pool_(1),
+        thread_([this] { work(); }) {}
+
+  ~VirtualDevice() override {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+
+  DeviceInfo info() const override { return {"virtual", "virtual device", kernels_.isa, 1}; }
+  std::string why_unsupported(const Op& op, const Plan& plan) const override {
+    return PhaseBuilder::why_unsupported(op, plan);
+  }
+  std::unique_ptr<DeviceMemory> alloc(size_t n_bytes) override { return memory_.alloc(n_bytes); }
+  std::unique_ptr<DeviceMemory> alloc_shared(size_t n_bytes) override { return allocate(n_bytes); }
+  void upload(std::byte* at, const std::byte* from, size_t n_bytes) override {
+    std::memcpy(memory_.real(at, n_bytes), from, n_bytes);
+  }
+  void download(const std::byte* at, std::byte* to, size_t n_bytes) override {
+    std::memcpy(to, memory_.real(at, n_bytes), n_bytes);
+  }
+  uint64_t free_bytes() const override { return memory_.free_bytes(); }
+
+  std::unique_ptr<Program> compile(const Plan& plan, int32_t lane, const SharedState& shared) override {
+    for (const Step& step : plan.steps) {
+      const std::string lacks = step.lane == lane ? why_unsupported(step.op, plan) : "";
+      if (!lacks.empty())
+        throw DeviceError(error_text("virtual device", "operation", "one that it can run", lacks, "use --device cpu"));
+    }
+    Plan inside = plan;
+    for (WeightDesc& weight : inside.weights)
+      if (weight.lane == lane) weight.view.data = memory_.real(weight.view.data, weight.view.size_bytes());
+    return std::make_unique<VirtualProgram>(
+        inside, lane, shared, kernels_, pool_, memory_,
+        ProgramHost{[this](size_t n_bytes) { return memory_.alloc_real(n_bytes); }, [this] { before_phase(); }});
+  }
+
+  void launch(Program& program, const StepParams& params) override {
+    {
+      const std::lock_guard lock(mutex_);
+      launches_.push_back({static_cast<VirtualProgram*>(&program), &params});
+    }
+    changed_.notify_all();
+  }
+
+  void synchronize() override {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return launches_.empty(); });
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  }
+
+ private:
+  struct Launch {
+    VirtualProgram* program;
+    const StepParams* params;
+  };
+
+  void work() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      changed_.wait(lock, [&] { return stopping_ || !launches_.empty(); });
+      if (launches_.empty()) return;
+      const Launch next = launches_.front();
+      lock.unlock();
+      std::exception_ptr error;
+      try {
+        run(next);
+      } catch (...) {
+        error = std::current_exception();
+        if (next.program->handoff()) next.program->handoff()->abort(error);
+      }
+      lock.lock();
+      if (error && !error_) error_ = error;
+      launches_.pop_front();
+      changed_.notify_all();
+    }
+  }
+
+  // The step as the device sees it: KV blocks at addresses that it can read; only the host asks whether to stop.
+  void run(const Launch& launch) {
+    StepParams params;
+    params.rows = launch.params->rows;
+    params.output_rows = launch.params->output_rows;
+    std::deque<std::vector<std::byte*>> blocks;
+    for (const SequenceBlocks& sequence : launch.params->sequences) {
+      blocks.emplace_back();
+      const auto* const handed = sequence.blocks[static_cast<size_t>(launch.program->lane())];
+      if (handed != nullptr)
+        for (const std::byte* block : *handed) blocks.back().push_back(memory_.real(block));
+      params.sequences.emplace_back();
+      params.sequences.back().blocks[static_cast<size_t>(launch.program->lane())] = &blocks.back();
+    }
+    launch.program->run(params);
+  }
+
+  void before_phase() {
+    ++n_phases_;
+    if (n_phases_ == options_.fail_phase)
+      throw DeviceError(error_text("virtual device", "phase", "to be computed", "an injected fault", "start again"));
+    if (n_phases_ == options_.hang_phase) {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [&] { return stopping_; });
+    }
+    if (options_.max_delay_us > 0) {
+      const auto delay = std::uniform_int_distribution<int32_t>(0, options_.max_delay_us)(random_);
+      if (delay > 0) std::this_thread::sleep_for(std::chrono::microseconds(delay));
+    }
+  }
+
+  const VirtualDeviceOptions options_;
+  const Kernels& kernels_;
+  VirtualMemory memory_;
+  std::mt19937_64 random_;  // of the device's thread, like n_phases_
+  int64_t n_phases_ = 0;
+  ThreadPool pool_;
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable changed_;
+  std::deque<Launch> launches_;
+  std::exception_ptr error_;
+  bool stopping_ = false;
+  std::thread thread_;  // last: uses all of the above
+};
+
+}  // namespace
+}  // namespace cpu
+
+std::unique_ptr<Device> make_virtual_device(const VirtualDeviceOptions& options) {
+  return std::make_unique<cpu::VirtualDevice>(options);
+}
+
+}  // namespace hotset
