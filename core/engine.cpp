@@ -27,9 +27,11 @@ void EngineImpl::check(std::span<const Engine::Entry> entries, const std::vector
   }
 }
 
-std::byte* EngineImpl::block_address(int32_t block) {
+// The host's part of a block; memory is taken as blocks are first used.
+std::byte* EngineImpl::host_address(int32_t block) {
   const size_t slab = static_cast<size_t>(block / blocks_per_slab_);
-  const size_t block_bytes = executor_->plan().kv.block_bytes();
+  const size_t block_bytes = executor_->plan().kv_of(kHostLane).block_bytes();
+  if (block_bytes == 0) return nullptr;
   const size_t slab_bytes = static_cast<size_t>(blocks_per_slab_) * block_bytes;
   while (slabs_.size() <= slab) {
     const uint64_t needed = (slabs_.size() + 1) * slab_bytes;
@@ -50,8 +52,11 @@ void EngineImpl::reserve_blocks(SequenceState& state, size_t n_positions) {
       throw OutOfMemoryError(error_text("engine", "KV cache", "a free block", "none of those set aside for n_sequences",
                                         "close a session or raise n_sequences"));
     state.blocks.push_back(block);
-    state.addresses.push_back(nullptr);
-    state.addresses.back() = block_address(block);
+    for (auto& addresses : state.addresses) addresses.push_back(nullptr);
+    state.addresses[kHostLane].back() = host_address(block);
+    if (device_kv_)
+      state.addresses[kDeviceLane].back() =
+          device_kv_->data() + static_cast<size_t>(block) * executor_->plan().kv_of(kDeviceLane).block_bytes();
   }
 }
 
@@ -60,7 +65,7 @@ void EngineImpl::release_blocks(SequenceState& state, size_t keep) {
   while (state.blocks.size() > keep) {
     pool_->release(state.blocks.back());
     state.blocks.pop_back();
-    state.addresses.pop_back();
+    for (auto& addresses : state.addresses) addresses.pop_back();
   }
 }
 
@@ -97,7 +102,7 @@ bool EngineImpl::fill_step(std::vector<Progress>& progress) {
       ++p.done;
       used = true;
     }
-    if (used) params_.sequences.push_back({&p.state->addresses});
+    if (used) params_.sequences.push_back({{&p.state->addresses[kHostLane], &p.state->addresses[kDeviceLane]}});
   }
   return !params_.rows.empty();
 }

@@ -28,6 +28,9 @@ namespace hotset {
 
 class EngineImpl;
 class Predictor;
+struct MachineRates;
+struct Placement;
+struct VirtualDeviceOptions;
 class UnitObserver;
 class SequenceState;
 
@@ -57,7 +60,20 @@ struct EngineOptions {
   std::string predictor{};
   // File with what the offline phase found out; "auto" = the one beside the model where there is one, "none".
   std::string sidecar = "auto";
-  std::string device = "auto";   // "auto" | "cpu" | "cuda"
+  // "auto" | "cpu" | "cuda" | "virtual": a pretend card, which computes on a core of the CPU in memory of its own
+  std::string device = "auto";
+  // The accelerator's memory that may be taken: weights, KV cache and buffers; nothing = what is free, and of a pretend
+  // card kVirtualBytes.
+  std::optional<uint64_t> vram_budget{};
+  std::string n_gpu_layers = "auto";  // "all" or a number: at least that many last layers wholly on the accelerator
+  std::string kv_place = "auto";      // "device" | "host" | "auto": with the layer's attention
+  // What placement reckons with; nullptr = rates of a common card and PC.
+  std::shared_ptr<const MachineRates> rates{};
+  // What lies where; nullptr = as the sidecar says, made to fit, else the best for the budget.
+  std::shared_ptr<const Placement> placement{};
+  // (n_layer) permutations: the unit of each slot, hottest first; nullptr = as the sidecar says, else as in the file.
+  std::shared_ptr<const std::vector<std::vector<int32_t>>> units_by_slot{};
+  std::shared_ptr<const VirtualDeviceOptions> virtual_device{};  // of device "virtual", for tests; nullptr = ordinary
   std::string isa{};             // "" = best here (or HOTSET_ISA), "generic", "avx2", "avx512"; "amx" when named
   // Weights that this engine of the same model laid out anew at load are used, in dense mode too: dense results on the
   // very weights of an exact engine. nullptr = the file's, laid out anew where the mode needs it.
@@ -86,8 +102,19 @@ struct EngineInfo {
   uint64_t predictor_bytes = 0;            // made at load for predict mode
   uint64_t predictor_bytes_per_token = 0;  // what predict mode reads besides
   uint64_t kv_bytes_per_position = 0;
-  uint64_t buffer_bytes = 0;  // activations and scratch
+  uint64_t buffer_bytes = 0;  // activations and scratch, of all devices
+  // With an accelerator:
+  uint64_t device_bytes = 0;         // taken there: weights, keys and values, buffers; equals what `plan` says
+  uint64_t device_weight_bytes = 0;  // part of it
+  uint64_t device_kv_bytes = 0;      // part of it: of n_ctx positions for each of n_sequences
+  uint64_t arena_bytes = 0;          // host memory with the rows of cold units
+  uint64_t shared_bytes = 0;         // host memory through which hand-offs go
+  double gpu_active_share = 0;       // of the active units, as far as frequencies are known; else of all
+  double predicted_tg_ts = 0;        // tokens per second that the placement reckons with; 0 = not known
 };
+
+// Memory of a pretend card for which no budget was given.
+constexpr uint64_t kVirtualBytes = uint64_t{8} << 30;
 
 // Asked between operations while computing; true stops the step with CancelledError. May be empty.
 using StopCheck = std::function<bool()>;

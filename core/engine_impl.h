@@ -1,6 +1,7 @@
 // Private state of Engine and Session.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <memory>
@@ -11,8 +12,10 @@
 #include "core/engine.h"
 #include "core/executor.h"
 #include "core/kv_cache.h"
+#include "core/placement.h"
 #include "core/predictor.h"
 #include "core/relayout.h"
+#include "core/weight_placer.h"
 
 namespace hotset {
 
@@ -21,7 +24,8 @@ class SequenceState {
  public:
   std::vector<int32_t> tokens;
   std::vector<int32_t> blocks;        // block numbers in order of position
-  std::vector<std::byte*> addresses;  // of the same blocks
+  // Of the same blocks in the memory of each lane that keeps keys and values.
+  std::array<std::vector<std::byte*>, kMaxLanes> addresses;
   std::vector<float> logits;          // (n, n_vocab) of the latest successful advance
   std::vector<float> next_logits;     // being written by the running advance
   std::atomic<bool> cancelled{false};
@@ -67,6 +71,12 @@ class EngineImpl {
     size_t n_logits = 0;
   };
 
+  // What a plan with an accelerator has beside the host: see hybrid_setup.cpp.
+  void add_accelerator(const EngineOptions& options, bool is_outline);
+  void take_device_kv(const EngineOptions& options, bool is_outline);
+  void fill_info(EngineInfo& info) const;
+  std::vector<std::vector<int32_t>> units_by_slot(const EngineOptions& options) const;
+
   std::shared_ptr<const Relayout> choose_weights(const EngineOptions& options, bool is_outline) const;
   std::unique_ptr<const Predictor> make_predictor(const EngineOptions& options) const;
   Plan make_plan(const EngineOptions& options) const;
@@ -74,15 +84,21 @@ class EngineImpl {
   void check(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states) const;
   void reserve_blocks(SequenceState& state, size_t n_positions);
   void release_blocks(SequenceState& state, size_t keep);
-  std::byte* block_address(int32_t block);
+  std::byte* host_address(int32_t block);
   bool fill_step(std::vector<Progress>& progress);
   void collect_logits(std::vector<Progress>& progress);
 
   FairMutex compute_;        // held for one step: guards executor_, params_, output_owner_
   std::mutex blocks_mutex_;  // held shortly: guards pool_ and slabs_; a running step touches only its own blocks
-  std::unique_ptr<Device> device_;
+  std::unique_ptr<Device> device_;       // the host's CPU
+  std::unique_ptr<Device> accelerator_;  // nothing: everything on the CPU
   std::shared_ptr<const Relayout> relayout_;  // the weights that plans use, unless they are the file's
   std::unique_ptr<const Predictor> predictor_;  // mode predict
+  Placement placement_;                         // with an accelerator
+  double gpu_active_share_ = 0;
+  std::unique_ptr<const WeightPlacer> placed_;
+  std::unique_ptr<DeviceMemory> device_kv_;  // of all blocks, the layers that the accelerator attends to
+  uint64_t device_kv_bytes_ = 0;
   std::unique_ptr<Executor> executor_;
   bool exact_ = false;  // inactive units are skipped
   DType kv_type_ = DType::kF16;

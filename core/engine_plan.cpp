@@ -6,6 +6,7 @@
 #include <set>
 
 #include "core/engine_impl.h"
+#include "core/placement_choice.h"
 #include "core/predictor.h"
 #include "core/relayout.h"
 #include "core/sidecar.h"
@@ -56,6 +57,7 @@ class Outline {
   bool exact() const { return info_.mode != "dense"; }  // only active units are read
   const EngineInfo& info() const { return info_; }
   const Plan& plan() const { return impl_.plan(); }
+  std::shared_ptr<const Model> model() const { return impl_.model; }
   const ModelConfig& config() const { return impl_.model->config(); }
   const Weights& weights() const { return rows_ ? rows_->weights() : impl_.weights(); }
 
@@ -254,16 +256,30 @@ EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& 
   out.n_units = outline.config().n_ff;
   out.steps = dump(outline.plan());
   out.pp_reason = "prompts are bound by arithmetic, whose rate is not measured";
-  if (request.rates) {
+  EngineBytes bytes = outline.bytes();
+  if (request.vram_budget > 0) {
+    ChosenPlacement choice = choose_placement(outline.model(), options, request);
+    const EngineImpl both(outline.model(), choice.options, /*is_outline=*/true);
+    out.steps = dump(both.plan());
+    out.placement = std::move(choice.placement);
+    out.gpu_active_share = choice.gpu_active_share;
+    const EngineInfo info = both.info();
+    uint64_t weights = 0;  // without what aligns them
+    for (const MemoryComponent& each : account(outline.weights(), outline.exact(), {}, out.placement).components)
+      weights += each.device == "gpu" ? each.bytes : 0;
+    bytes.device_compute = info.device_bytes - info.device_kv_bytes - weights;
+    bytes.compute = info.buffer_bytes - (info.device_bytes - info.device_kv_bytes - info.device_weight_bytes);
+    bytes.handoff = info.shared_bytes;
+  } else if (request.rates) {
     const PlacementProblem problem = outline.problem();
     out.placement = place(problem);
-    out.tg_ts = 1 / out.placement.seconds;
     out.gpu_active_share = hot_share(problem, out.placement);
   } else {
     out.placement.layers.resize(outline.weights().layers.size());
     out.tg_reason = "no rates of this machine: run 'hotset bench --machine'";
   }
-  out.memory = account(outline.weights(), outline.exact(), outline.bytes(), out.placement);
+  if (out.placement.seconds > 0) out.tg_ts = 1 / out.placement.seconds;
+  out.memory = account(outline.weights(), outline.exact(), bytes, out.placement);
   if (outline.exact() && request.frequencies.empty())
     out.notes.push_back(
         "no activation frequencies: every unit counts as active (profile the model, then 'hotset place')");

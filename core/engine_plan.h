@@ -48,6 +48,10 @@ void apply(const RatesByHand& by_hand, MachineRates& rates);
 // that make no sense, and Error for a positive budget without rates of a GPU, its bus and the hand-off.
 EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& options, const PlanRequest& request);
 
+// What placement reckons with: the options' rates, and where a GPU's were not measured those of a card of the middle
+// class; frequencies as the sidecar has them.
+PlanRequest request_for(const Model& model, const EngineOptions& options, uint64_t budget);
+
 // The file that --sidecar means: a path, "none", or "auto", the one beside the model if there is one; "" for none.
 std::string find_sidecar(const std::string& asked, const std::string& model_path);
 

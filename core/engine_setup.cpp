@@ -5,6 +5,7 @@
 
 #include "core/devices.h"
 #include "core/engine_impl.h"
+#include "core/hybrid_planner.h"
 #include "core/planner.h"
 #include "core/topology.h"
 #include "core/weights.h"
@@ -38,13 +39,16 @@ void check_options(const EngineOptions& options) {
                                            "mode " + quoted(options.mode), "add --mode predict or drop the predictor"));
   if (options.kv_type != "auto" && options.kv_type != "f16" && options.kv_type != "f32" && options.kv_type != "q8_0")
     fail_option("kv_type", "auto, f16, q8_0 or f32", quoted(options.kv_type));
+  if (options.kv_place != "auto" && options.kv_place != "device" && options.kv_place != "host")
+    fail_option("kv_place", "auto, device or host", quoted(options.kv_place));
+  const bool is_number = !options.n_gpu_layers.empty() && options.n_gpu_layers.size() < 8 &&
+                         options.n_gpu_layers.find_first_not_of("0123456789") == std::string::npos;
+  if (options.n_gpu_layers != "auto" && options.n_gpu_layers != "all" && !is_number)
+    fail_option("n_gpu_layers", "auto, all or a number of layers", quoted(options.n_gpu_layers));
   if (options.pin != "auto" && options.pin != "on" && options.pin != "off")
     fail_option("pin", "auto, on or off", quoted(options.pin));
-  if (options.device == "virtual")
-    throw DeviceError(error_text("engine", "device", "auto, cpu or cuda (virtual is not in this version)",
-                                 "\"virtual\"", "use --device cpu"));
-  if (options.device != "auto" && options.device != "cpu" && options.device != "cuda")
-    fail_option("device", "auto, cpu or cuda", quoted(options.device));
+  if (options.device != "auto" && options.device != "cpu" && options.device != "cuda" && options.device != "virtual")
+    fail_option("device", "auto, cpu, cuda or virtual", quoted(options.device));
 }
 
 // Whether inactive units are skipped: where the activation makes exact zeros, unless dense is asked for.
@@ -125,13 +129,17 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
   params_.observer = options.observer;
   memory_limit_ = physical_memory_bytes();
   device_ = make_device(options);
-  relayout_ = choose_weights(options, is_outline);
-  if (options.mode == "predict") predictor_ = make_predictor(options);
-  executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get()}, make_plan(options));
   const int64_t blocks_each = (n_ctx_ + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions;
   pool_ = std::make_unique<KvBlockPool>(options.n_sequences > 0 ? blocks_each * options.n_sequences : INT32_MAX);
-  const int64_t block_bytes = static_cast<int64_t>(executor_->plan().kv.block_bytes());
-  blocks_per_slab_ = std::clamp<int64_t>(kSlabBytes / block_bytes, 1, 1024);
+  if (options.device == "virtual") {
+    add_accelerator(options, is_outline);
+  } else {
+    relayout_ = choose_weights(options, is_outline);
+    if (options.mode == "predict") predictor_ = make_predictor(options);
+    executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get()}, make_plan(options));
+  }
+  const int64_t block_bytes = static_cast<int64_t>(executor_->plan().kv_of(kHostLane).block_bytes());
+  blocks_per_slab_ = std::clamp<int64_t>(kSlabBytes / std::max<int64_t>(block_bytes, 1), 1, 1024);
 }
 
 std::shared_ptr<const Relayout> EngineImpl::choose_weights(const EngineOptions& options, bool is_outline) const {
@@ -179,7 +187,8 @@ Plan EngineImpl::make_plan(const EngineOptions& options) const {
   plan_options.exact = exact_;
   plan_options.observe = options.observer != nullptr;
   plan_options.predictor = predictor_.get();
-  Plan plan = build_plan(config, weights(), plan_options);
+  Plan plan = placed_ ? build_plan(config, placed_->weights(), plan_options)
+                      : build_plan(config, weights(), plan_options);
   plan.max_rows = affordable_rows(plan);
   plan.max_output_rows = std::min(plan.max_output_rows, plan.max_rows);
   return plan;
@@ -218,7 +227,8 @@ EngineInfo EngineImpl::info() const {
           weights().layers[i].ffn_down_t.view.size_bytes() - down_bytes(model->weights().layers[i]);
   out.kv_bytes_per_position = kv.block_bytes() / static_cast<uint64_t>(KvLayout::kBlockPositions);
   out.buffer_bytes = executor_->buffer_bytes();
-  if (!exact_) return out;
+  if (accelerator_) fill_info(out);
+  if (!exact_ || accelerator_) return out;
   out.relayout_bytes = relayout_->n_bytes();
   for (const LayerWeights& layer : weights().layers) {
     out.skippable_bytes_per_token += layer.ffn_down_t.view.size_bytes();

@@ -128,6 +128,12 @@ nb::dict stats(const NativeEngine& self) {
   out["over_selection"] = info.predictor.empty() ? std::nullopt : counts.over_selection();
   out["kv_bytes_per_position"] = info.kv_bytes_per_position;
   out["buffer_bytes"] = info.buffer_bytes;
+  out["device_bytes"] = info.device_bytes;
+  out["device_weight_bytes"] = info.device_weight_bytes;
+  out["device_kv_bytes"] = info.device_kv_bytes;
+  out["arena_bytes"] = info.arena_bytes;
+  out["shared_bytes"] = info.shared_bytes;
+  out["gpu_active_share"] = info.device == "cpu" ? nb::none() : nb::cast(info.gpu_active_share);
   return out;
 }
 
@@ -150,14 +156,16 @@ void bind_engine(nb::module_& module) {
           "__init__",
           [](NativeEngine* self, const std::string& path, const std::string& activation, const std::string& mode,
              const std::string& predictor, const std::string& sidecar, const std::string& device,
-             const std::string& kv_type, const std::string& pin, int64_t n_ctx, int32_t n_threads, int32_t n_batch,
-             const Log& log) {
+             const std::string& kv_type, const std::string& kv_place, std::optional<uint64_t> vram_budget,
+             const std::string& pin, int64_t n_ctx, int32_t n_threads, int32_t n_batch, const Log& log) {
             EngineOptions options;
             options.mode = mode;
             options.predictor = predictor;
             options.sidecar = sidecar;
             options.device = device;
             options.kv_type = kv_type;
+            options.kv_place = kv_place;
+            options.vram_budget = vram_budget;
             options.pin = pin;
             options.n_ctx = n_ctx;
             options.n_threads = n_threads;
@@ -165,8 +173,9 @@ void bind_engine(nb::module_& module) {
             load_engine(self, path, activation, std::move(options), log);
           },
           nb::arg("path"), nb::kw_only(), nb::arg("activation"), nb::arg("mode"), nb::arg("predictor"),
-          nb::arg("sidecar"), nb::arg("device"), nb::arg("kv_type"), nb::arg("pin"), nb::arg("n_ctx"),
-          nb::arg("n_threads"), nb::arg("n_batch"), nb::arg("log"))
+          nb::arg("sidecar"), nb::arg("device"), nb::arg("kv_type"), nb::arg("kv_place"),
+          nb::arg("vram_budget").none(), nb::arg("pin"), nb::arg("n_ctx"), nb::arg("n_threads"), nb::arg("n_batch"),
+          nb::arg("log"))
       .def("tokenize", &tokenize, nb::arg("text"), nb::arg("add_special"), nb::arg("parse_special"))
       .def("detokenize", &detokenize, nb::arg("ids"), nb::arg("special"))
       .def("logits", &logits, nb::arg("tokens"), "Logits (n_tokens, n_vocab) of every position.")

@@ -136,11 +136,11 @@ std::vector<Field> row_fields(const Row& row) {
           {"gbps", number(row.gbps())},
           {"bytes_per_token", number(row.bytes_per_token())},
           {"bandwidth_share", number(row.bandwidth_share())},
-          {"vram_bytes", row.info.device == "cpu" ? "0" : "null"},
+          {"vram_bytes", cat(row.info.device_bytes)},
           {"ram_bytes", cat(row.ram_bytes())},
           {"active_share", number(row.activity.active_share)},
           {"over_selection", number(row.activity.over_selection)},
-          {"gpu_active_share", "null"},
+          {"gpu_active_share", row.info.device == "cpu" ? "null" : json_number(row.info.gpu_active_share)},
           {"version", version(), true},
           {"build_commit", build_commit(), true}};
 }

@@ -55,6 +55,7 @@ std::optional<MachineRates> chosen_rates(const PlanFlags& flags, std::string& no
 // The budget in bytes; "auto" is what is free on the GPU, and this version has none.
 uint64_t chosen_budget(const PlanFlags& flags, std::vector<std::string>& notes) {
   if (flags.device.vram_budget != "auto") return parse_size("plan", "--vram-budget", flags.device.vram_budget);
+  if (flags.device.device == "virtual") return kVirtualBytes;
   notes.push_back("no GPU in this version: everything on the CPU (--vram-budget SIZE plans for one)");
   return 0;
 }
@@ -162,6 +163,11 @@ int cmd_plan(const Words& words) {
   const auto model = open_model(flags.model);
   EngineOptions options = engine_options(flags.model, flags.device, flags.compute);
   options.n_sequences = static_cast<int32_t>(flags.n_sequences);
+  if (options.device == "virtual") {
+    if (!request.rates || !request.rates->gpu) notes.push_back("no rates of a GPU: those of a card of the middle class");
+    if (request.rates) options.rates = std::make_shared<const MachineRates>(*request.rates);
+    request.rates = request_for(*model, options, request.vram_budget).rates;
+  }
   Report report{model->path(), model->type_text(), find_sidecar(flags.device.sidecar, model->path()), request.vram_budget, {}};
   if (!report.sidecar.empty()) request.frequencies = sidecar_frequencies(report.sidecar, *model);
   report.plan = plan_engine(model, options, request);

@@ -6,6 +6,8 @@
 #include <climits>
 #include <cstdlib>
 
+#include "tools/machine.h"
+
 namespace hotset::cli {
 namespace {
 
@@ -133,6 +135,9 @@ EngineOptions engine_options(const ModelFlags& model, const DeviceFlags& device,
                                 "--mode " + device.mode, "add --mode predict"));
   options.device = device.device;
   options.pin = device.pin;
+  options.n_gpu_layers = device.n_gpu_layers;
+  options.kv_place = device.kv_place;
+  if (device.vram_budget != "auto") options.vram_budget = parse_size("options", "--vram-budget", device.vram_budget);
   options.log = log_sink(model);
   const bool gpu_layers = wants_gpu(device.n_gpu_layers);
   const bool cpu_only = device.n_gpu_layers == "0";
@@ -142,6 +147,10 @@ EngineOptions engine_options(const ModelFlags& model, const DeviceFlags& device,
   }
   if (device.device == "auto" && gpu_layers) options.device = "cuda";
   if (device.device == "auto" && cpu_only) options.device = "cpu";
+  if (device.device == "virtual" && (cpu_only || options.vram_budget == uint64_t{0})) options.device = "cpu";
+  if (options.device != "virtual") return options;
+  std::string note;
+  if (auto rates = known_machine_rates(note)) options.rates = std::make_shared<const MachineRates>(std::move(*rates));
   return options;
 }
 

@@ -236,11 +236,11 @@ def load_options(given: Mapping[str, Any]) -> dict[str, Any]:
         native[name] = checked_text("Model", name, given[name])
     for name, low, high in [("n_ctx", 0, INT64_MAX), ("n_threads", 0, INT32_MAX), ("n_batch", 1, INT32_MAX)]:
         native[name] = checked_int("Model", name, given[name], low, high)
-    # These matter only with a GPU; they are checked in any case, so that a typo shows everywhere.
-    size_in_bytes("Model", "vram_budget", given["vram_budget"])
+    # These matter only with an accelerator; they are checked in any case, so that a typo shows everywhere.
+    native["vram_budget"] = size_in_bytes("Model", "vram_budget", given["vram_budget"])
     checked_choice("Model", "adapt", given["adapt"], (None, True, False))
-    kv_place = checked_text("Model", "kv_place", given["kv_place"])
-    checked_choice("Model", "kv_place", kv_place, ("auto", "device", "host"))
+    native["kv_place"] = checked_text("Model", "kv_place", given["kv_place"])
+    checked_choice("Model", "kv_place", native["kv_place"], ("auto", "device", "host"))
     return native
 
 

@@ -24,9 +24,9 @@ LAYERS = [
     ["architecture", "model_config", "weights", "tokenizer", "pre_tokenizer", "sampler",
      "kv_cache", "model", "fingerprint", "sidecar"],
     ["plan_builder", "planner", "hybrid_planner", "placed_weights",
-     "executor", "relayout", "placement", "predictor", "memory_plan"],
+     "executor", "relayout", "placement", "predictor", "memory_plan", "weight_placer"],
     ["engine", "calibration", "generation", "kld", "perplexity", "profile", "quantize_mixture", "quantize_model",
-     "scored_chunks", "synth", "unit_order", "version"],
+     "hybrid_setup", "placement_choice", "scored_chunks", "synth", "unit_order", "version"],
 ]
 # What a layer of core/ may include: L3 knows no devices, so not L2.
 ALLOWED = {0: {0}, 1: {0, 1}, 2: {0, 1, 2}, 3: {0, 1, 3}, 4: {0, 1, 2, 3, 4}, 5: {0, 1, 2, 3, 4, 5}}

@@ -1,0 +1,177 @@
+#include "core/placement_choice.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "core/engine_impl.h"
+#include "core/sidecar.h"
+
+namespace hotset {
+namespace {
+
+// The device's buffers depend on the placement, which depends on what they leave: a few rounds settle it.
+constexpr int kMostRounds = 6;
+// Gigabytes a second of a host where nothing is to stay.
+constexpr double kCrawl = 1e-6;
+
+// What placement reckons with where nothing was measured: a card of the middle class in a PC with two channels of DDR5.
+MachineRates assumed_rates(uint64_t budget) {
+  MachineRates out;
+  out.read.push_back({"huge", 1, 60, 1, {}});
+  out.gpu = GpuRates{"", std::max<uint64_t>(budget, 1), 500, {}};
+  out.pcie = PcieRates{25, 25};
+  out.handoff_us = 10;
+  return out;
+}
+
+// Frequencies of the units in slot order where a sidecar has them.
+std::vector<std::vector<double>> known_frequencies(const EngineOptions& options, const Model& model) {
+  const std::string path = Sidecar::find(options.sidecar, model.path());
+  return path.empty() ? std::vector<std::vector<double>>{} : sidecar_frequencies(path, model);
+}
+
+EngineOptions on_cpu(const EngineOptions& options) {
+  EngineOptions out = options;
+  out.device = "cpu";
+  out.log = {};
+  out.virtual_device = nullptr;
+  return out;
+}
+
+Placement of_sidecar(const SidecarPlacement& stored) {
+  Placement out;
+  for (size_t i = 0; i < stored.n_hot.size(); ++i) {
+    const std::string &detect = stored.detect[i], &attention = stored.attention[i];
+    out.layers.push_back({stored.n_hot[i],
+                          detect == "device" ? DetectPlace::kDevice
+                          : detect == "split" ? DetectPlace::kSplit
+                                              : DetectPlace::kHost,
+                          attention == "device" ? Place::kDevice : Place::kHost});
+  }
+  out.head = stored.head == "device" ? Place::kDevice : Place::kHost;
+  return out;
+}
+
+// The number of last layers that -ngl wants wholly on the accelerator.
+size_t forced_layers(const EngineOptions& options, size_t n_layer) {
+  if (options.n_gpu_layers == "auto" || options.n_gpu_layers == "0") return 0;
+  if (options.n_gpu_layers == "all") return n_layer;
+  return std::min<size_t>(n_layer, static_cast<size_t>(std::stoul(options.n_gpu_layers)));
+}
+
+double hot_share(const PlacementProblem& problem, const Placement& placement) {
+  double hot = 0, all = 0;
+  for (size_t i = 0; i < problem.layers.size(); ++i) {
+    const auto& f = problem.layers[i].frequency;
+    hot += std::accumulate(f.begin(), f.begin() + placement.layers[i].n_hot, 0.0);
+    all += std::accumulate(f.begin(), f.end(), 0.0);
+  }
+  return all > 0 ? hot / all : 0;
+}
+
+// Searches the placement for a budget, and how the device's buffers fit beside it.
+class PlacementChoice {
+ public:
+  PlacementChoice(std::shared_ptr<const Model> model, const EngineOptions& options, const PlanRequest& request)
+      : model_(std::move(model)), options_(options), budget_(request.vram_budget) {
+    problem_ = placement_problem(model_, on_cpu(options), request);
+    // Keys and values lie where attention is computed.
+    for (PlacementLayer& layer : problem_.layers)
+      if (options.kv_place == "host") layer.kv_bytes = budget_ + 1;
+    const std::string path = Sidecar::find(options.sidecar, model_->path());
+    if (!path.empty()) stored_ = Sidecar::load(path, model_->config(), model_->fingerprint())->placement();
+  }
+
+  ChosenPlacement choose() {
+    for (int round = 0; round < kMostRounds; ++round) {
+      Placement out = best();
+      const EngineOptions outline = outline_of(out);
+      const uint64_t needed = EngineImpl(model_, outline, /*is_outline=*/true).info().device_bytes;
+      if (needed <= budget_) {
+        out = checked(std::move(out));
+        const double share = hot_share(problem_, out);
+        return {std::move(out), share, outline};
+      }
+      const uint64_t excess = needed - budget_;
+      if (problem_.budget <= problem_.fixed_bytes + excess) break;
+      problem_.budget -= excess;
+    }
+    throw OutOfMemoryError(error_text("engine", "device memory", "a budget that holds the buffers of a step",
+                                      cat(budget_, " bytes"), "raise --vram-budget, or lower -b or -c"));
+  }
+
+ private:
+  Placement checked(Placement out) const {
+    const auto on_host = [](const LayerPlacement& layer) { return layer.attention == Place::kHost; };
+    if (options_.kv_place == "device" && std::any_of(out.layers.begin(), out.layers.end(), on_host))
+      throw OutOfMemoryError(error_text("engine", "kv_place device", "memory for the keys and values of all layers",
+                                        cat(budget_, " bytes"), "lower -c, raise --vram-budget, or use kv_place auto"));
+    return out;
+  }
+
+  // That of the sidecar is for its own machine, context and budget: it is kept where it is for this context, with fewer
+  // hot units for less memory; more memory asks for another.
+  Placement best() {
+    const size_t n_layer = problem_.layers.size(), n_forced = forced_layers(options_, n_layer);
+    if (n_forced > 0) return with_forced(n_layer - n_forced);
+    if (stored_ && stored_->vram_budget >= budget_ && options_.kv_place == "auto") {
+      Placement out = of_sidecar(*stored_);
+      check_placement(problem_, out);
+      out = shorten(problem_, std::move(out));
+      out.seconds = predict_seconds(problem_, out);
+      return out;
+    }
+    return place(problem_);
+  }
+
+  // Layers from `first` on are wholly on the device, what is left of the memory is for the others.
+  Placement with_forced(size_t first) {
+    PlacementProblem slow = problem_;  // where leaving anything of those layers on the host costs most
+    for (size_t i = first; i < slow.layers.size(); ++i) slow.layers[i].host = ReadRate{kCrawl, {}};
+    Placement out = place(slow);
+    for (size_t i = first; i < slow.layers.size(); ++i)
+      if (out.layers[i].n_hot < slow.layers[i].n_units() || out.layers[i].attention != Place::kDevice)
+        throw OutOfMemoryError(error_text("engine", "-ngl " + options_.n_gpu_layers,
+                                          cat("memory for the last ", slow.layers.size() - first, " layers"),
+                                          cat(budget_, " bytes"), "lower -ngl or raise --vram-budget"));
+    if (options_.n_gpu_layers == "all" && out.head != Place::kDevice)
+      throw OutOfMemoryError(error_text("engine", "-ngl all", "memory for all layers and the output head",
+                                        cat(budget_, " bytes"), "lower -ngl or raise --vram-budget"));
+    return out;
+  }
+
+  EngineOptions outline_of(const Placement& placement) const {
+    EngineOptions out = options_;
+    out.device = "virtual";
+    out.placement = std::make_shared<const Placement>(placement);
+    out.log = {};
+    return out;
+  }
+
+  std::shared_ptr<const Model> model_;
+  const EngineOptions& options_;
+  const uint64_t budget_;
+  PlacementProblem problem_;
+  std::optional<SidecarPlacement> stored_;
+};
+
+}  // namespace
+
+PlanRequest request_for(const Model& model, const EngineOptions& options, uint64_t budget) {
+  PlanRequest out;
+  out.vram_budget = budget;
+  out.rates = options.rates ? *options.rates : assumed_rates(budget);
+  const MachineRates assumed = assumed_rates(budget);
+  if (!out.rates->gpu) out.rates->gpu = assumed.gpu;
+  if (!out.rates->pcie) out.rates->pcie = assumed.pcie;
+  if (!out.rates->handoff_us) out.rates->handoff_us = assumed.handoff_us;
+  if (options.mode != "dense") out.frequencies = known_frequencies(options, model);
+  return out;
+}
+
+ChosenPlacement choose_placement(std::shared_ptr<const Model> model, const EngineOptions& options,
+                                 const PlanRequest& request) {
+  return PlacementChoice(std::move(model), options, request).choose();
+}
+
+}  // namespace hotset
