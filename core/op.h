@@ -134,9 +134,9 @@ struct SelectUnits {
 };
 
 // The feed-forward network over units stored as rows: out (n_embd) = sum over the listed units u of h_u * down_t_u,
-// plus down_bias, where h_u = act(gate_u . in) * (up_u . in) or, without a gate, act(up_u . in). Units are summed in
-// the canonical order of kUnitRanges fixed ranges; a unit left out counts as h_u = 0. Without `units` every unit is
-// summed, and h of all units can be had as well.
+// plus down_bias, where h_u = act(gate_u . in) * (up_u . in) or, without a gate, act(up_u . in). A unit left out counts as
+// h_u = 0. Without `units` every unit is summed, and h of all units can be had as well. Where `out` is of kind kSums it
+// gets the sums as they are, to be merged with another's.
 struct SparseFfn {
   Activation activation;
   WeightId gate, gate_bias;  // (n_embd, n_ff) and (n_ff); both optional, absent with a list of kind kActive, whose
@@ -194,14 +194,10 @@ struct Wait {
 
 }  // namespace op
 
-// Units are summed in this many ranges of equal size (the first ones are one longer when n_ff does not divide):
-// in order within a range, then ranges by a balanced tree of neighbours. Fixed, so that thread counts do not matter.
-constexpr int64_t kUnitRanges = 16;
-
-// Index of the first unit of `range`; range kUnitRanges gives n_ff.
-inline int64_t unit_range_begin(int64_t n_ff, int64_t range) {
-  return range * (n_ff / kUnitRanges) + (range < n_ff % kUnitRanges ? range : n_ff % kUnitRanges);
-}
+// Units are summed as int64 in units of 2^-kSumBits (cpu/kernels.h, "sum of units"), so that their order and partition
+// do not matter. INT64_MIN stands for a sum that is none: it becomes NaN.
+constexpr int32_t kSumBits = 36;
+constexpr int64_t kNoSum = INT64_MIN;
 
 // A closed set: a device that lacks an op does not compile.
 using Op = std::variant<op::Embed, op::EmbedPosition, op::Norm, op::MatMul, op::RopeAngles, op::Rope, op::StoreKv,

@@ -71,6 +71,7 @@ struct RowBuffer {
   const ActivationRow* acts = nullptr;
 
   float* row(int64_t index) const { return data + index * stride; }
+  int64_t* sums(int64_t index) const { return reinterpret_cast<int64_t*>(row(index)); }  // of kind kSums
 };
 
 class CpuProgram final : public Program {

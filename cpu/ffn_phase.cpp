@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "core/error.h"
 #include "cpu/phases.h"
@@ -7,15 +8,15 @@
 namespace hotset::cpu {
 namespace {
 
-// Tiles of the down pass with many rows: rows by columns of the output. With all units the widened weights of a tile
-// serve every row; with lists a range's rows of ffn_down_t stay in the cache from one row's list to the next.
+// Tiles of the down pass with many rows: rows by columns of the output. With all units the unpacked weights of a tile
+// serve every row; with lists it goes by blocks of units, whose rows of ffn_down_t stay in the cache from one row's list
+// to the next.
 struct TileSize {
   int64_t n_rows, n_cols;
-  int64_t n_floats() const { return n_rows * n_cols; }
+  int64_t n_sums() const { return n_rows * n_cols; }
 };
 constexpr TileSize kDenseTile{64, 64}, kListedTile{16, 1024};
-// A balanced tree over 16 ranges holds at most one unmerged sum per level, and the one being computed.
-constexpr int64_t kTileLevels = 5;
+constexpr int64_t kListedUnits = 512;
 
 // A step computes listed units alone while at most this share of all units is listed, in percent; beyond that the dense
 // kernels are faster. Measured on a 2-core Zen 5 VM, llama-1b, Q4_0: see docs/BENCHMARKS.md, "Crossover".
@@ -23,8 +24,8 @@ constexpr int64_t kMostListedFew = 60;
 constexpr int64_t kMostListedMany = 35;
 constexpr int64_t kManyRows = 64;
 
-// Shares of a row's unit list that are computed as one task, for each worker: enough that a worker that lost its core
-// does not hold up the others, few enough that a share is long against its first cache misses.
+// Shares of a row's unit list, or of all units, that are computed as one task, for each worker: enough that a worker that
+// lost its core does not hold up the others, few enough that a share is long against its first cache misses.
 constexpr int64_t kSharesPerWorker = 4;
 
 // Units that an observer is shown at a time: two cache lines of a mask of one bit each, 16 tasks for a small layer.
@@ -33,28 +34,58 @@ constexpr int64_t kObservedUnits = 128;
 // Rows and columns of the output, and where their sums go: row r's at sums + r * stride.
 struct DownPart {
   int64_t first_row, n_rows, first_col, n_cols;
-  float* sums;
+  int64_t* sums;
   int64_t stride;
 };
 
-// Sums one range of units, of all or of the listed ones.
-void sum_range(const StepContext& context, const FfnShape& shape, int64_t range, const DownPart& part) {
+void clear(const DownPart& part) {
   for (int64_t row = 0; row < part.n_rows; ++row)
-    std::memset(part.sums + row * part.stride, 0, static_cast<size_t>(part.n_cols) * sizeof(float));
-  const int64_t first = unit_range_begin(shape.n_ff(), range), end = unit_range_begin(shape.n_ff(), range + 1);
-  const auto row_sum = context.kernels.row_sum[weight_type(shape.down_t.dtype)];
-  const float* const h = shape.h + part.first_row * shape.stride;
-  RowSumArgs args{weight_rows(shape.down_t), nullptr,       first,       end - first, h + first, shape.stride,
-                  part.n_rows,               part.first_col, part.n_cols, part.sums,   part.stride};
-  if (!shape.skips_units()) return row_sum(args);
-  args.n_acts = 1;
-  for (int64_t row = 0; row < part.n_rows; ++row, args.acc += part.stride) {
+    std::memset(part.sums + row * part.stride, 0, static_cast<size_t>(part.n_cols) * sizeof(int64_t));
+}
+
+// Adds units [first, end) of every row.
+void add_units(const StepContext& context, const FfnShape& shape, int64_t first, int64_t end, const DownPart& part) {
+  context.kernels.row_sum[weight_type(shape.down_t.dtype)](
+      {weight_rows(shape.down_t), nullptr, first, end - first, shape.h + part.first_row * shape.stride + first,
+       shape.stride, part.n_rows, part.first_col, part.n_cols, part.sums, part.stride});
+}
+
+// Adds the list's positions [begin, end) of row first_row + `row`.
+void add_listed(const StepContext& context, const FfnShape& shape, int64_t row, int64_t begin, int64_t end,
+                const DownPart& part) {
+  const int32_t* const units = unit_list(shape.units, part.first_row + row).units;
+  context.kernels.row_sum[weight_type(shape.down_t.dtype)](
+      {weight_rows(shape.down_t), units + begin, 0, end - begin,
+       shape.h + (part.first_row + row) * shape.stride + begin, shape.stride, 1, part.first_col, part.n_cols,
+       part.sums + row * part.stride, part.stride});
+}
+
+// Adds units [first, end) of every row, as far as they are listed.
+void add_listed_units(const StepContext& context, const FfnShape& shape, int64_t first, int64_t end,
+                      const DownPart& part) {
+  for (int64_t row = 0; row < part.n_rows; ++row) {
     const UnitList list = unit_list(shape.units, part.first_row + row);
-    const int64_t begin = list.position(first);
-    args.list = list.units + begin;
-    args.n_units = list.position(end) - begin;
-    args.h = h + row * shape.stride + begin;
-    row_sum(args);
+    add_listed(context, shape, row, list.position(first), list.position(end), part);
+  }
+}
+
+int64_t merged(int64_t a, int64_t b) {
+  if (a == kNoSum || b == kNoSum) return kNoSum;
+  return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
+}
+
+float sum_value(int64_t sum) {
+  constexpr float kUnit = 1.0f / static_cast<float>(int64_t{1} << kSumBits);
+  return sum == kNoSum ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(sum) * kUnit;
+}
+
+// The sums of a row of the output, from `first_col` on, as what `out` holds.
+void put_sums(const FfnShape& shape, const int64_t* sums, int64_t row, int64_t first_col, int64_t n) {
+  if (shape.out.kind == BufferKind::kSums) {
+    std::memcpy(shape.out.sums(row) + first_col, sums, static_cast<size_t>(n) * sizeof(int64_t));
+  } else {
+    const float* const bias = shape.down_bias != nullptr ? shape.down_bias + first_col : nullptr;
+    sum_values(sums, bias, n, shape.out.row(row) + first_col);
   }
 }
 
@@ -103,6 +134,14 @@ void choose_units(const StepContext& context, const FfnShape& shape) {
 
 }  // namespace
 
+void merge_sums(const int64_t* a, const int64_t* b, int64_t n, int64_t* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = merged(a[i], b[i]);
+}
+
+void sum_values(const int64_t* sums, const float* bias, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = bias != nullptr ? sum_value(sums[i]) + bias[i] : sum_value(sums[i]);
+}
+
 bool lists_are_short(const StepContext& context, const RowBuffer& lists, int64_t n_units) {
   const int64_t percent = context.n_rows < kManyRows ? kMostListedFew : kMostListedMany;
   return 100 * n_listed(context, lists) <= percent * context.n_rows * n_units;
@@ -132,8 +171,8 @@ void activate(const Kernels& kernels, Activation activation, const float* gate, 
 }
 
 size_t ffn_tile_bytes(bool with_lists) {
-  const int64_t n = with_lists ? std::max(kDenseTile.n_floats(), kListedTile.n_floats()) : kDenseTile.n_floats();
-  return static_cast<size_t>(kTileLevels * n) * sizeof(float);
+  const int64_t n = with_lists ? std::max(kDenseTile.n_sums(), kListedTile.n_sums()) : kDenseTile.n_sums();
+  return static_cast<size_t>(n) * sizeof(int64_t);
 }
 
 int64_t FfnUnitsPhase::n_tasks(const StepContext& context) const {
@@ -191,74 +230,76 @@ void FfnListedPhase::compute_block(int64_t first, int64_t n, int32_t worker, con
   }
 }
 
-// A range may be cut into column tiles so that every worker has something to do.
+// Few rows: shares of the units, each with partial sums of its own, which may be cut into column tiles so that every
+// worker has something to do.
+int64_t FfnDownPhase::n_shares(const StepContext& context) {
+  return std::min(kMostUnitShares, list_shares(context));
+}
+
 int64_t FfnDownPhase::column_tile(const StepContext& context) const {
-  const int64_t n_tiles = std::max<int64_t>(1, div_up(context.n_workers * 3, kUnitRanges));
+  const int64_t n_tiles = div_up(context.n_workers * 3, kMostUnitShares);
   return div_up(div_up(shape_.down_t.n_cols, n_tiles), 32) * 32;
 }
 
 int64_t FfnDownPhase::n_tasks(const StepContext& context) const {
   if (context.n_rows == 0) return 0;
-  if (shape_.by_ranges(context)) return kUnitRanges * div_up(shape_.down_t.n_cols, column_tile(context));
+  if (shape_.by_shares(context)) return n_shares(context) * div_up(shape_.down_t.n_cols, column_tile(context));
   const TileSize tile = shape_.skips_units() ? kListedTile : kDenseTile;
   return div_up(context.n_rows, tile.n_rows) * div_up(shape_.down_t.n_cols, tile.n_cols);
 }
 
 void FfnDownPhase::run(int64_t task, int32_t worker, const StepContext& context) const {
-  if (shape_.by_ranges(context))
-    run_range(task, context);
+  if (shape_.by_shares(context))
+    run_share(task, context);
   else
     run_tile(task, worker, context);
 }
 
-void FfnDownPhase::run_range(int64_t task, const StepContext& context) const {
-  const int64_t tile = column_tile(context), n_cols = shape_.down_t.n_cols;
-  const int64_t range = task % kUnitRanges, first_col = task / kUnitRanges * tile;
-  float* const sums = shape_.partials + range * shape_.partial_rows * n_cols + first_col;
-  sum_range(context, shape_, range, {0, context.n_rows, first_col, std::min(tile, n_cols - first_col), sums, n_cols});
+// Of one row's list equal numbers of units; else equal ranges of all units, so that a weight row is still in the cache
+// when the next row's list names it too.
+void FfnDownPhase::run_share(int64_t task, const StepContext& context) const {
+  const int64_t tile = column_tile(context), n_cols = shape_.down_t.n_cols, n = n_shares(context);
+  const int64_t share = task % n, first_col = task / n * tile;
+  int64_t* const sums = shape_.partials + share * shape_.partial_rows * n_cols + first_col;
+  const DownPart part{0, context.n_rows, first_col, std::min(tile, n_cols - first_col), sums, n_cols};
+  clear(part);
+  const bool skips = shape_.skips_units(), by_position = skips && context.n_rows == 1;
+  const int64_t n_units = by_position ? unit_list(shape_.units, 0).n : shape_.n_ff();
+  const int64_t begin = n_units * share / n, end = n_units * (share + 1) / n;
+  if (by_position)
+    add_listed(context, shape_, 0, begin, end, part);
+  else if (skips)
+    add_listed_units(context, shape_, begin, end, part);
+  else
+    add_units(context, shape_, begin, end, part);
 }
 
-// Many rows: one tile of the output, ranges in order; neighbours of equal size are merged as they come, like the
-// carries of a binary counter, which is the balanced tree of neighbours.
 void FfnDownPhase::run_tile(int64_t task, int32_t worker, const StepContext& context) const {
-  const TileSize tile = shape_.skips_units() ? kListedTile : kDenseTile;
-  const int64_t n_row_tiles = div_up(context.n_rows, tile.n_rows), n_floats = tile.n_floats();
+  const bool skips = shape_.skips_units();
+  const TileSize tile = skips ? kListedTile : kDenseTile;
+  const int64_t n_row_tiles = div_up(context.n_rows, tile.n_rows), n_ff = shape_.n_ff();
   DownPart part{task % n_row_tiles * tile.n_rows, 0, task / n_row_tiles * tile.n_cols, 0, nullptr, tile.n_cols};
   part.n_rows = std::min(tile.n_rows, context.n_rows - part.first_row);
   part.n_cols = std::min(tile.n_cols, shape_.down_t.n_cols - part.first_col);
-  float* sums = reinterpret_cast<float*>(shape_.tiles + static_cast<size_t>(worker) * shape_.tile_distance);
-  int64_t depth = 0;
-  for (int64_t range = 0; range < kUnitRanges; ++range) {
-    part.sums = sums + depth++ * n_floats;
-    sum_range(context, shape_, range, part);
-    for (int64_t carry = range + 1; carry % 2 == 0; carry /= 2, --depth) {
-      float* left = sums + (depth - 2) * n_floats;
-      context.kernels.add(left, left + n_floats, n_floats, left);
-    }
-  }
-  const float* const bias = shape_.down_bias;
-  for (int64_t row = 0; row < part.n_rows; ++row) {
-    float* const to = shape_.out.row(part.first_row + row) + part.first_col;
-    std::memcpy(to, sums + row * part.stride, static_cast<size_t>(part.n_cols) * sizeof(float));
-    if (bias != nullptr) context.kernels.add(to, bias + part.first_col, part.n_cols, to);
-  }
+  part.sums = reinterpret_cast<int64_t*>(shape_.tiles + static_cast<size_t>(worker) * shape_.tile_distance);
+  clear(part);
+  if (!skips) add_units(context, shape_, 0, n_ff, part);
+  for (int64_t unit = 0; skips && unit < n_ff; unit += kListedUnits)
+    add_listed_units(context, shape_, unit, std::min(unit + kListedUnits, n_ff), part);
+  for (int64_t row = 0; row < part.n_rows; ++row)
+    put_sums(shape_, part.sums + row * part.stride, part.first_row + row, part.first_col, part.n_cols);
 }
 
 int64_t FfnMergePhase::n_tasks(const StepContext& context) const {
-  return shape_.by_ranges(context) ? context.n_rows : 0;
+  return shape_.by_shares(context) ? context.n_rows : 0;
 }
 
 void FfnMergePhase::run(int64_t task, int32_t, const StepContext& context) const {
   const int64_t n = shape_.out.n_cols;
-  const int64_t distance = shape_.partial_rows * n;
-  float* sums = shape_.partials + task * n;
-  for (int64_t step = 1; step < kUnitRanges; step *= 2)
-    for (int64_t range = 0; range < kUnitRanges; range += 2 * step) {
-      float* left = sums + range * distance;
-      context.kernels.add(left, left + step * distance, n, left);
-    }
-  std::memcpy(shape_.out.row(task), sums, static_cast<size_t>(n) * sizeof(float));
-  add_bias(context, shape_.down_bias, 0, n, 1, shape_.out.row(task), 0);
+  int64_t* const sums = shape_.partials + task * n;
+  for (int64_t share = 1; share < FfnDownPhase::n_shares(context); ++share)
+    merge_sums(sums, sums + share * shape_.partial_rows * n, n, sums);
+  put_sums(shape_, sums, task, 0, n);
 }
 
 int64_t ObservePhase::n_tasks(const StepContext& context) const {

@@ -154,14 +154,6 @@ inline void fill_float(Kernels& table) {
   table.gemm[kWeightF16] = gemm<WeightF16>;
   table.gemm[kWeightBF16] = gemm<WeightBF16>;
   table.float_gemm_scratch_bytes = float_gemm_scratch_bytes;
-  table.row_sum[kWeightF32] = row_sum<WeightF32>;
-  table.row_sum[kWeightF16] = row_sum<WeightF16>;
-  table.row_sum[kWeightBF16] = row_sum<WeightBF16>;
-  table.row_sum[kWeightQ8_0] = row_sum<WeightQ8_0>;
-  table.row_sum[kWeightQ4_0] = row_sum<WeightQ4_0>;
-  table.row_sum[kWeightQ4_K] = row_sum<WeightQ4_K>;
-  table.row_sum[kWeightQ5_K] = row_sum<WeightQ5_K>;
-  table.row_sum[kWeightQ6_K] = row_sum<WeightQ6_K>;
   table.dequantize_row[kWeightF32] = dequantize_row<WeightF32>;
   table.dequantize_row[kWeightF16] = dequantize_row<WeightF16>;
   table.dequantize_row[kWeightBF16] = dequantize_row<WeightBF16>;

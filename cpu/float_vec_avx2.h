@@ -25,7 +25,6 @@ constexpr int kTileActs = 3;
 constexpr int kStreamTile = 3;
 constexpr int kSumActs = 6;
 constexpr int kSumVecs = 2;
-constexpr int kPassBlocks = 2;
 
 inline Vec zero() { return _mm256_setzero_ps(); }
 inline Vec splat(float value) { return _mm256_set1_ps(value); }

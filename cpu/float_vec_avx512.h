@@ -30,7 +30,6 @@ constexpr int kTileActs = 3;
 constexpr int kStreamTile = 4;
 constexpr int kSumActs = 6;
 constexpr int kSumVecs = 4;
-constexpr int kPassBlocks = 8;
 
 inline Vec zero() { return _mm512_setzero_ps(); }
 inline Vec splat(float value) { return _mm512_set1_ps(value); }

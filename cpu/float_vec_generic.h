@@ -27,7 +27,6 @@ constexpr int kTileActs = 2;
 constexpr int kStreamTile = 2;
 constexpr int kSumActs = 2;
 constexpr int kSumVecs = 2;
-constexpr int kPassBlocks = 1;  // blocks of 32 columns that a row sum for one activation holds at a time
 
 inline Vec zero() { return Vec{}; }
 inline Vec splat(float value) { return Vec{value, value, value, value}; }

@@ -92,12 +92,14 @@ const Kernels& table_of() {
       fill_block_avx512(built);
       fill_block_k_avx512(built);
       if (level == kAmx) fill_block_amx(built);
+      fill_sum_avx512(built);
       fill_plane_avx512(built);
       return built;
     } else if constexpr (level == kAvx2) {
       fill_float_avx2(built);
       fill_block_avx2(built);
       fill_block_k_avx2(built);
+      fill_sum_avx2(built);
       fill_plane_avx2(built);
       return built;
     }
@@ -105,6 +107,7 @@ const Kernels& table_of() {
     fill_float_generic(built);
     fill_block_generic(built);
     fill_block_k_generic(built);
+    fill_sum_generic(built);
     fill_plane_generic(built);
     return built;
   }();

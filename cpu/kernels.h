@@ -17,8 +17,17 @@
 //  - dot of bit planes (core/bit_planes.h): s the exact int32 sum of code * a over part i of block b, its columns
 //    4 i .. 4 i + 3; lane[b % 2 * 8 + i] = fma(d_a, float(s), lane[..]) in order of b; same tree. Blocks of 32 columns of
 //    the activation, whose last one may be filled up with zeros.
-//  - weighted row sum (down pass): acc[c] = fma(h[u], w[u][c], acc[c]) in order of u, w widened to float: exactly
-//    (f16 scale times integers is exact in float), but for Q4_K and Q5_K w = fma(d_s, q, -d_m), rounded once.
+//  - sum of units (down pass): integers, so that neither the order of the units nor their partition matters, not even
+//    over devices. A sum is an int64 in units of 2^-kSumBits (core/op.h), added modulo 2^64. What unit u of weight h adds
+//    to column c, where t(x) = x * 2^kSumBits:
+//    F32, F16, BF16: floor(t(h * w[u][c])), exact; h * w[u][c] must lie in [-2^15, 2^15).
+//    Blocks: S * q, q the block's integer in column c, offset included (-8..7 of Q4_0, -32..31 of Q6_K), and S = t(h * d)
+//    to the nearest integer, ties to even, h * d rounded to float. d is the block's scale (Q8_0, Q4_0), or that of its
+//    half (Q6_K: d * scale, exact in float). |h * d| must be less than 2^15.
+//    Q4_K, Q5_K: S_d * q - S_m, with d_s and d_m (see above) in place of d.
+//    h = 0 adds nothing, whatever the weights are. A contribution that is not as it must be poisons the sum, for blocks
+//    those of all 32 columns: it becomes INT64_MIN and stays that, NaN in the end. Sums of more than 2^27 wrap.
+//  - merged sums: INT64_MIN if either is, else a + b modulo 2^64. Value: NaN, else float(sum) * 2^-kSumBits, one rounding.
 //  - element-wise functions (exp, silu) are polynomials over fma, the same operations per element everywhere.
 #pragma once
 
@@ -86,8 +95,8 @@ struct GemmArgs {
                        // aligned, private to the calling thread
 };
 
-// acc[a * acc_stride + c] = fma(h[a * h_stride + i], w[list ? list[i] : first_unit + i][first_col + c], acc[..]) for
-// i < n_units in order, c < n_cols, a < n_acts. first_col and n_cols are multiples of 32 for block types.
+// sums[a * sums_stride + c] += what unit list ? list[i] : first_unit + i adds to column first_col + c with the weight
+// h[a * h_stride + i], for i < n_units, c < n_cols, a < n_acts. first_col and n_cols are multiples of 32 for block types.
 struct RowSumArgs {
   WeightRows w;
   const int32_t* list;  // unit numbers in ascending order, or nullptr for first_unit, first_unit + 1, ...
@@ -98,8 +107,8 @@ struct RowSumArgs {
   int64_t n_acts;
   int64_t first_col;
   int64_t n_cols;
-  float* acc;
-  int64_t acc_stride;
+  int64_t* sums;
+  int64_t sums_stride;
 };
 
 // out[a * out_stride + r] = dot of the codes of row first_row + r and activation a, for r < n_rows, a < n_acts.
@@ -170,7 +179,8 @@ struct Kernels {
   void (*plane_dots[3])(const PlaneDotArgs& args);
   void (*plane_margins)(const MarginArgs& args);
 
-  // Weights to float as in row_sum.
+  // Weights to float: exactly (f16 scale times integers is exact in float), but for Q4_K and Q5_K fma(d_s, q, -d_m),
+  // rounded once.
   void (*dequantize_row[kNWeightTypes])(const std::byte* row, int64_t n, float* out);
 
   void (*f32_to_f16_row)(const float* x, int64_t n, uint16_t* out);

@@ -5,7 +5,7 @@
 
 namespace hotset::cpu {
 
-// Float weights, row sums, norms, attention and everything else but block dots: cpu/float_<isa>.cpp.
+// Float weights, norms, attention and everything else but block dots: cpu/float_<isa>.cpp.
 void fill_float_generic(Kernels& table);
 void fill_float_avx2(Kernels& table);
 void fill_float_avx512(Kernels& table);
@@ -23,6 +23,11 @@ void fill_block_k_avx512(Kernels& table);
 
 // gemm of all block types and gemm_scratch_bytes, in place of those of AVX-512: cpu/block_amx.cpp.
 void fill_block_amx(Kernels& table);
+
+// row_sum: cpu/sum_<isa>.cpp.
+void fill_sum_generic(Kernels& table);
+void fill_sum_avx2(Kernels& table);
+void fill_sum_avx512(Kernels& table);
 
 // plane_dots: cpu/plane_<isa>.cpp.
 void fill_plane_generic(Kernels& table);

@@ -48,9 +48,6 @@ std::string PhaseBuilder::why_unsupported(const Op& op, const Plan& plan) {
   };
   visit_products(op, [&](WeightId id, BufferId) { ask(id); });
   if (const auto* o = std::get_if<op::SparseFfn>(&op)) ask(o->down_t);
-  const auto* ffn = std::get_if<op::SparseFfn>(&op);
-  if (std::holds_alternative<op::MergeSums>(op) || (ffn && plan.buffer(ffn->out).kind == BufferKind::kSums))
-    out = "no integer sums of units";
   if (const auto* o = std::get_if<op::Embed>(&op)) ask(o->table);
   if (const auto* o = std::get_if<op::EmbedPosition>(&op)) ask(o->table);
   if (const auto* o = std::get_if<op::Attention>(&op))
@@ -108,6 +105,17 @@ std::byte* PhaseBuilder::gemm_scratch(size_t& distance) {
   }
   distance = gemm_distance_;
   return gemm_memory_;
+}
+
+bool PhaseBuilder::has_unit_lists() const {
+  return std::any_of(plan_.steps.begin(), plan_.steps.end(), [this](const Step& step) {
+    const auto* o = std::get_if<op::SparseFfn>(&step.op);
+    return o && step.lane == lane_ && o->units;
+  });
+}
+
+int64_t PhaseBuilder::few_rows(bool with_lists) const {
+  return std::min(plan_.max_rows, with_lists ? kFewListedRows : kFewRows);
 }
 
 void PhaseBuilder::allocate_buffers() {
@@ -382,16 +390,17 @@ void PhaseBuilder::add(const op::SparseFfn& o) {
   if (shape.gate) quantize_for(shape.gate.dtype, o.in);
   if (shape.up) quantize_for(shape.up.dtype, o.in);
   shape.stride = div_up(most_units(), 16) * 16;
-  shape.partial_rows = std::min(plan_.max_rows, o.units ? kFewListedRows : kFewRows);
+  shape.partial_rows = few_rows(static_cast<bool>(o.units));
   shape.scratch = gemm_scratch(shape.scratch_distance);
+  const size_t n_bytes = static_cast<size_t>(plan_.max_rows * shape.stride) * sizeof(float);
   if (!units_h_) {  // one set serves all layers
-    const size_t n = static_cast<size_t>(plan_.max_rows * shape.stride) * sizeof(float);
-    units_h_ = o.h ? buffer(o.h).data : reinterpret_cast<float*>(take_memory(n));
-    if (shape.is_gated) units_products_ = reinterpret_cast<float*>(take_memory(n));
-    const int64_t n_partials = kUnitRanges * shape.partial_rows * shape.down_t.n_cols;
-    partials_ = reinterpret_cast<float*>(take_memory(static_cast<size_t>(n_partials) * sizeof(float)));
-    tile_memory_ = take_worker_memory(ffn_tile_bytes(static_cast<bool>(o.units)), tile_distance_);
+    units_h_ = o.h ? buffer(o.h).data : reinterpret_cast<float*>(take_memory(n_bytes));
+    const bool lists = has_unit_lists();
+    const int64_t n_partials = kMostUnitShares * few_rows(lists) * shape.down_t.n_cols;
+    partials_ = reinterpret_cast<int64_t*>(take_memory(static_cast<size_t>(n_partials) * sizeof(int64_t)));
+    tile_memory_ = take_worker_memory(ffn_tile_bytes(lists), tile_distance_);
   }
+  if (shape.is_gated && !units_products_) units_products_ = reinterpret_cast<float*>(take_memory(n_bytes));
   shape.only_listed = &program_.only_listed_;
   shape.n_computed = &program_.unit_counts_.computed;
   shape.h = o.h ? buffer(o.h).data : units_h_;
@@ -407,7 +416,20 @@ void PhaseBuilder::add(const op::SparseFfn& o) {
   if (o.h) wrote(o.h);
 }
 
-void PhaseBuilder::add(const op::MergeSums&) { HS_CHECK(false, "phase_builder"); }  // why_unsupported() refuses it
+void PhaseBuilder::add(const op::MergeSums& o) {
+  push(row_phase(buffer(o.out).rows, [a = buffer(o.a), b = o.b ? buffer(o.b) : RowBuffer{}, bias = vector(o.bias),
+                                      out = buffer(o.out)](int64_t row, const StepContext&) {
+    constexpr int64_t kPart = 256;
+    int64_t sums[kPart];
+    for (int64_t i = 0; i < out.n_cols; i += kPart) {
+      const int64_t n = std::min(kPart, out.n_cols - i);
+      const int64_t* from = a.sums(row) + i;
+      if (b.data != nullptr) merge_sums(from, b.sums(row) + i, n, sums), from = sums;
+      sum_values(from, bias != nullptr ? bias + i : nullptr, n, out.row(row) + i);
+    }
+  }));
+  wrote(o.out);
+}
 
 void PhaseBuilder::add(const op::Observe& o) {
   push(std::make_unique<ObservePhase>(o.layer, buffer(o.in), buffer(o.detected), buffer(o.h),

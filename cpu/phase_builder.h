@@ -25,6 +25,8 @@ class PhaseBuilder {
   void allocate_buffers();
   void mark_block_inputs();
   int64_t most_units() const;
+  bool has_unit_lists() const;  // whether a SparseFfn of this lane has
+  int64_t few_rows(bool with_lists) const;  // FfnShape::partial_rows
   void allocate_activations(size_t buffer);
 
   void add(const op::Embed& o);
@@ -79,7 +81,7 @@ class PhaseBuilder {
   RowPhase* open_ = nullptr;       // the last phase, if others may join it
   std::byte* gemm_memory_ = nullptr;
   size_t gemm_distance_ = 0;
-  float* partials_ = nullptr;  // shared by all SparseFfn steps, like the next two
+  int64_t* partials_ = nullptr;  // shared by all SparseFfn steps, like the next two
   float* units_h_ = nullptr;
   float* units_products_ = nullptr;
   std::byte* tile_memory_ = nullptr;

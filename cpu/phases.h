@@ -20,6 +20,9 @@ constexpr int64_t kFewRows = 4;
 // The same for a down pass over unit lists.
 constexpr int64_t kFewListedRows = 8;
 
+// Most shares of the units that a down pass of few rows sums apart.
+constexpr int64_t kMostUnitShares = 16;
+
 // Attention over more chunks than this is not split over tasks: 131,072 positions.
 constexpr int64_t kMaxSplitChunks = 512;
 
@@ -207,16 +210,16 @@ struct FfnShape {
   float* h;        // (max_rows, stride): of all units, or by position in the row's list
   float* products; // (max_rows, stride): products of the up rows where there is a gate
   int64_t stride;  // floats between rows
-  float* partials; // (kUnitRanges, partial_rows, n_embd): sums of each range when there are few rows
+  int64_t* partials;     // (kMostUnitShares, partial_rows, n_embd): sums of each share of the units when rows are few
   int64_t partial_rows;  // how many rows are few
-  std::byte* tiles;  // per worker: sums of ranges not yet merged
+  std::byte* tiles;      // per worker: sums of a tile of the output
   size_t tile_distance;
   std::byte* scratch;  // per worker, for the blocked kernel
   size_t scratch_distance;
 
   int64_t n_ff() const { return down_t.n_rows; }
-  // Whether ranges are summed one by one and merged in a phase of its own.
-  bool by_ranges(const StepContext& context) const { return context.n_rows <= partial_rows; }
+  // Whether shares of the units are summed one by one and merged in a phase of its own.
+  bool by_shares(const StepContext& context) const { return context.n_rows <= partial_rows; }
   // Whether only listed units are computed: not without a list, nor when the lists of the step's rows name so many units
   // that computing all is faster (the result is the same). FfnListedPhase::n_tasks decides, alone, for the two phases
   // after it; one word serves all layers, because no layer begins before the one before it has ended.
@@ -225,6 +228,12 @@ struct FfnShape {
   bool skips_units() const { return units.data != nullptr && *only_listed; }
 };
 size_t ffn_tile_bytes(bool with_lists);
+
+// out = a + b, sums of n columns; out may equal a or b.
+void merge_sums(const int64_t* a, const int64_t* b, int64_t n, int64_t* out);
+
+// out = the values of n sums, plus bias unless it is null.
+void sum_values(const int64_t* sums, const float* bias, int64_t n, float* out);
 
 // Products of all units, and their h.
 class FfnUnitsPhase final : public Phase {
@@ -249,21 +258,22 @@ class FfnListedPhase final : public Phase {
   FfnShape shape_;
 };
 
-// out = sum over units of h * down_t row, by kUnitRanges ranges.
+// Sums over units of h * down_t row, of all units or by shares.
 class FfnDownPhase final : public Phase {
  public:
   explicit FfnDownPhase(const FfnShape& shape) : shape_(shape) {}
+  static int64_t n_shares(const StepContext& context);
   int64_t n_tasks(const StepContext& context) const override;
   void run(int64_t task, int32_t worker, const StepContext& context) const override;
 
  private:
   int64_t column_tile(const StepContext& context) const;
-  void run_range(int64_t task, const StepContext& context) const;
+  void run_share(int64_t task, const StepContext& context) const;
   void run_tile(int64_t task, int32_t worker, const StepContext& context) const;
   FfnShape shape_;
 };
 
-// Merges the range sums of FfnDownPhase where it left them apart; nothing to do otherwise.
+// Merges the shares of FfnDownPhase where it left them apart; nothing to do otherwise.
 class FfnMergePhase final : public Phase {
  public:
   explicit FfnMergePhase(const FfnShape& shape) : shape_(shape) {}

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "core/bit_planes.h"
@@ -22,9 +23,17 @@ int64_t unit_of(const RowSumArgs& args, int64_t i) {
   return args.list != nullptr ? args.list[i] : args.first_unit + i;
 }
 
+// A weight of a block type: scale * q - minimum.
+struct Parts {
+  double scale;
+  int q;
+  double minimum = 0.0;
+  double value() const { return scale * q - minimum; }
+};
+
 // Element i of a super-block of Q4_K or, with a fifth bit, Q5_K: f16 d and dmin, 8 scales and 8 minima of 6 bits in 12
 // bytes, then (Q5_K) 32 bytes of fifth bits, then 128 bytes of nibbles.
-double k_weight_at(const std::byte* super, int i, bool fifth_bit) {
+Parts k_weight_at(const std::byte* super, int i, bool fifth_bit) {
   const auto byte = [&](int at) { return static_cast<int>(super[at]); };
   const int block = i / 32, packed = 4;
   int scale = byte(packed + block % 4) % 64;
@@ -36,17 +45,61 @@ double k_weight_at(const std::byte* super, int i, bool fifth_bit) {
   const int both = byte((fifth_bit ? 48 : 16) + block / 2 * 32 + i % 32);
   int q = block % 2 == 0 ? both % 16 : both / 16;
   if (fifth_bit) q += 16 * (byte(16 + i % 32) >> block & 1);
-  return f16_value(read<uint16_t>(super)) * scale * q - f16_value(read<uint16_t>(super + 2)) * minimum;
+  return {f16_value(read<uint16_t>(super)) * scale, q, f16_value(read<uint16_t>(super + 2)) * minimum};
 }
 
 // Element i of a super-block of Q6_K: 128 bytes of low nibbles, 64 of high bit pairs, 16 int8 scales, f16 d.
-double q6_k_weight_at(const std::byte* super, int i) {
+Parts q6_k_weight_at(const std::byte* super, int i) {
   const int half = i / 128, quarter = i % 128 / 32, at = i % 32;
   const int both = static_cast<int>(super[64 * half + 32 * (quarter % 2) + at]);
   const int low = quarter < 2 ? both % 16 : both / 16;
   const int high = static_cast<int>(super[128 + 32 * half + at]) >> (2 * quarter) & 3;
   const int scale = read<int8_t>(super + 192 + i / 16);
-  return f16_value(read<uint16_t>(super + 208)) * scale * (low + 16 * high - 32);
+  return {f16_value(read<uint16_t>(super + 208)) * scale, low + 16 * high - 32};
+}
+
+Parts weight_parts(WeightType type, const std::byte* row, int64_t i) {
+  const int in_super = static_cast<int>(i % kSuperBlock), in_block = static_cast<int>(i % kBlock);
+  switch (type) {
+    case kWeightQ8_0: {
+      const std::byte* block = row + i / kBlock * 34;
+      return {f16_value(read<uint16_t>(block)), read<int8_t>(block + 2 + in_block)};
+    }
+    case kWeightQ4_K:
+      return k_weight_at(row + i / kSuperBlock * 144, in_super, false);
+    case kWeightQ5_K:
+      return k_weight_at(row + i / kSuperBlock * 176, in_super, true);
+    case kWeightQ6_K:
+      return q6_k_weight_at(row + i / kSuperBlock * 210, in_super);
+    default: {
+      const std::byte* block = row + i / kBlock * 18;
+      const int both = read<uint8_t>(block + 2 + in_block % 16);
+      return {f16_value(read<uint16_t>(block)), (in_block < 16 ? both % 16 : both / 16) - 8};
+    }
+  }
+}
+
+// h * scale as an integer of a sum; nothing when it is too large, or no number.
+std::optional<int64_t> in_sum(float h, double scale) {
+  const float product = static_cast<float>(static_cast<double>(h) * scale);  // exact before it is rounded to float
+  if (!(std::fabs(product) < 32768.0f)) return {};
+  return static_cast<int64_t>(std::nearbyint(std::ldexp(static_cast<double>(product), 36)));
+}
+
+// What h times weight i adds to a sum; nothing when it poisons the sum.
+std::optional<int64_t> contribution(WeightType type, const std::byte* row, int64_t i, float h) {
+  if (h == 0.0f) return 0;
+  if (!is_block_type(type)) {
+    const double whole = std::floor(std::ldexp(static_cast<double>(h) * weight_at(type, row, i), 36));
+    if (!(whole >= -0x1p51 && whole < 0x1p51)) return {};
+    return static_cast<int64_t>(whole);
+  }
+  for (int64_t j = i / kBlock * kBlock; j < i / kBlock * kBlock + kBlock; j += 16) {
+    const Parts other = weight_parts(type, row, j);
+    if (!in_sum(h, other.scale) || !in_sum(h, other.minimum)) return {};
+  }
+  const Parts parts = weight_parts(type, row, i);
+  return *in_sum(h, parts.scale) * parts.q - *in_sum(h, parts.minimum);
 }
 
 }  // namespace
@@ -94,7 +147,6 @@ size_t row_bytes(WeightType type, int64_t n) {
 }
 
 double weight_at(WeightType type, const std::byte* row, int64_t i) {
-  const int64_t in_block = i % kBlock;
   switch (type) {
     case kWeightF32:
       return read<float>(row + i * 4);
@@ -104,21 +156,8 @@ double weight_at(WeightType type, const std::byte* row, int64_t i) {
       const uint32_t bits = static_cast<uint32_t>(read<uint16_t>(row + i * 2)) << 16;
       return read<float>(reinterpret_cast<const std::byte*>(&bits));
     }
-    case kWeightQ8_0: {
-      const std::byte* block = row + i / kBlock * 34;
-      return f16_value(read<uint16_t>(block)) * read<int8_t>(block + 2 + in_block);
-    }
-    case kWeightQ4_K:
-      return k_weight_at(row + i / kSuperBlock * 144, static_cast<int>(i % kSuperBlock), false);
-    case kWeightQ5_K:
-      return k_weight_at(row + i / kSuperBlock * 176, static_cast<int>(i % kSuperBlock), true);
-    case kWeightQ6_K:
-      return q6_k_weight_at(row + i / kSuperBlock * 210, static_cast<int>(i % kSuperBlock));
-    default: {
-      const std::byte* block = row + i / kBlock * 18;
-      const int both = read<uint8_t>(block + 2 + in_block % 16);
-      return f16_value(read<uint16_t>(block)) * ((in_block < 16 ? both % 16 : both / 16) - 8);
-    }
+    default:
+      return weight_parts(type, row, i).value();
   }
 }
 
@@ -144,13 +183,18 @@ double plane_dot(const std::byte* row, int n_bits, int64_t n, const ActivationRo
   return sum;
 }
 
-void row_sum(WeightType type, const RowSumArgs& args, double* acc) {
+void row_sum(WeightType type, const RowSumArgs& args, int64_t* sums) {
   for (int64_t a = 0; a < args.n_acts; ++a)
     for (int64_t i = 0; i < args.n_units; ++i) {
       const std::byte* row = args.w.data + static_cast<size_t>(unit_of(args, i)) * args.w.stride;
-      for (int64_t c = 0; c < args.n_cols; ++c)
-        acc[a * args.n_cols + c] +=
-            static_cast<double>(args.h[a * args.h_stride + i]) * weight_at(type, row, args.first_col + c);
+      for (int64_t c = 0; c < args.n_cols; ++c) {
+        int64_t& sum = sums[a * args.n_cols + c];
+        const auto by = contribution(type, row, args.first_col + c, args.h[a * args.h_stride + i]);
+        if (!by || sum == INT64_MIN)
+          sum = INT64_MIN;
+        else
+          sum = static_cast<int64_t>(static_cast<uint64_t>(sum) + static_cast<uint64_t>(*by));
+      }
     }
 }
 

@@ -33,8 +33,8 @@ double dot_magnitude(WeightType type, const std::byte* row, int64_t n, const Act
 // Dot of the codes of a row of bit planes and an activation (q * scale).
 double plane_dot(const std::byte* row, int n_bits, int64_t n, const ActivationRow& a);
 
-// Kernels::row_sum onto `acc` (n_acts, n_cols) of doubles; args.acc is not touched.
-void row_sum(WeightType type, const RowSumArgs& args, double* acc);
+// Kernels::row_sum onto `sums` (n_acts, n_cols), which must be equal; args.sums is not touched.
+void row_sum(WeightType type, const RowSumArgs& args, int64_t* sums);
 
 // Kernels::quantize_activation for finite x.
 void quantize_activation(const float* x, int64_t n, int8_t* q, double* scale, int32_t* sum);

@@ -131,10 +131,10 @@ void bench_rows(const Kernels& kernels, WeightType type, const WeightRows& w, co
     });
     std::vector<float> h(list.size(), 0.5f);
     const double summed = rate(n_list, [&](int64_t begin, int64_t end) {
-      std::vector<float> acc(static_cast<size_t>(w.n));
+      std::vector<int64_t> sums(static_cast<size_t>(w.n));
       const size_t at = static_cast<size_t>(begin);
-      kernels.row_sum[type]({w, &list[at], 0, end - begin, &h[at], 0, 1, 0, w.n, acc.data(), 0});
-      keep(begin, static_cast<uint64_t>(acc[0]));
+      kernels.row_sum[type]({w, &list[at], 0, end - begin, &h[at], 0, 1, 0, w.n, sums.data(), 0});
+      keep(begin, static_cast<uint64_t>(sums[0]));
     });
     std::printf(
         "  %d threads, GB/s: dot_rows %5.1f of %5.1f read; listed rows: dot_rows %5.1f, row_sum %5.1f of %5.1f\n",

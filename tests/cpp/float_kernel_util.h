@@ -46,21 +46,21 @@ constexpr WeightType kAllTypes[] = {kWeightF32,  kWeightF16,  kWeightBF16, kWeig
                                     kWeightQ4_0, kWeightQ4_K, kWeightQ5_K, kWeightQ6_K};
 constexpr WeightType kFloatTypes[] = {kWeightF32, kWeightF16, kWeightBF16};
 
-// Float kernels of every instruction set of this CPU.
+// Float kernels and sums of units of every instruction set of this CPU.
 inline std::vector<Kernels> float_tables() {
   const std::string best = best_isa();
   std::vector<Kernels> tables(1);
-  fill_float_generic(tables[0]);
+  fill_float_generic(tables[0]), fill_sum_generic(tables[0]);
   tables[0].isa = "generic";
 #if defined(__x86_64__)
   if (best != "generic") {
     tables.emplace_back();
-    fill_float_avx2(tables.back());
+    fill_float_avx2(tables.back()), fill_sum_avx2(tables.back());
     tables.back().isa = "avx2";
   }
   if (best == "avx512") {
     tables.emplace_back();
-    fill_float_avx512(tables.back());
+    fill_float_avx512(tables.back()), fill_sum_avx512(tables.back());
     tables.back().isa = "avx512";
   }
 #endif

@@ -35,6 +35,18 @@ class Toy {
     plan_.buffers.push_back({"b", n_cols, rows});
     return {static_cast<int32_t>(plan_.buffers.size()) - 1};
   }
+  BufferId buffer(int64_t n_cols, BufferKind kind) {
+    const BufferId out = buffer(n_cols);
+    plan_.buffers.back().kind = kind;
+    return out;
+  }
+  // Rows [first, end) of a weight.
+  WeightId rows_of(WeightId id, int64_t first, int64_t end) {
+    TensorView view = plan_.weight(id);
+    view.data = view.row(first), view.n_rows = end - first;
+    plan_.weights.push_back({"w", view});
+    return {static_cast<int32_t>(plan_.weights.size()) - 1};
+  }
   WeightId weight(DType dtype, int64_t n_in, int64_t n_out) {
     bytes_.push_back(random_matrix(random_, dtype, n_in, n_out));
     const auto* data = reinterpret_cast<const std::byte*>(bytes_.back().data());
@@ -267,7 +279,7 @@ TEST_CASE("cpu phases: MatMul, several of one input fused, float and block weigh
   }
 }
 
-TEST_CASE("cpu phases: SparseFfn, for unit counts around the number of ranges and any width") {
+TEST_CASE("cpu phases: SparseFfn, for unit counts around the number of shares and any width") {
   for (const DType dtype :
        {DType::kF32, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K}) {
     for (const auto& [n_least, n_ff] :
@@ -302,6 +314,69 @@ TEST_CASE("cpu phases: SparseFfn, for unit counts around the number of ranges an
       }
     }
   }
+}
+
+// The FFN over two parts of its units, with lists or without, whose sums are merged.
+BufferId add_parts(Toy& toy, const op::SparseFfn& whole, BufferId detected, int64_t cut, bool listed) {
+  const int64_t n_ff = toy.plan().weight(whole.down_t).n_rows, n = toy.plan().weight(whole.down_t).n_cols;
+  BufferId sums[2];
+  for (const bool second : {false, true}) {
+    const int64_t first = second ? cut : 0, end = second ? n_ff : cut;
+    op::SparseFfn part = whole;
+    part.up = toy.rows_of(whole.up, first, end), part.down_t = toy.rows_of(whole.down_t, first, end);
+    part.down_bias = {}, part.out = sums[second] = toy.buffer(n, BufferKind::kSums);
+    if (listed) {
+      part.gate = {}, part.units = toy.buffer(2 * (end - first) + 1, BufferKind::kActive);
+      toy.add(op::SelectUnits{detected, part.units, {}, UnitSet::kActive, first, end - first});
+    } else {
+      part.gate = toy.rows_of(whole.gate, first, end);
+    }
+    toy.add(part);
+  }
+  const BufferId out = toy.buffer(n);
+  toy.add(op::MergeSums{sums[0], sums[1], whole.down_bias, out});
+  return out;
+}
+
+TEST_CASE("cpu phases: sums of two parts of the units merge to the bits of all units") {
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ6_K})
+    for (const int64_t cut : {1, 90, 149})
+      for (const bool listed : {false, true}) {
+        CAPTURE(dtype_name(dtype));
+        CAPTURE(cut);
+        CAPTURE(listed);
+        constexpr int64_t kUnits = 150;
+        Toy toy(9);
+        const int64_t n = dtype_info(dtype).block_size == 1 ? 43 : 256;
+        const BufferId x = toy.input(n), y = toy.buffer(n), detected = toy.buffer(kUnits);
+        const WeightId gate = toy.weight(dtype, n, kUnits), up = toy.weight(dtype, n, kUnits);
+        const WeightId down_t = toy.weight(dtype, n, kUnits), bias = toy.weight(DType::kF32, n, 1);
+        const op::SparseFfn whole{Activation::kRelu, gate, {}, up, {}, down_t, bias, {}, {}, x, y};
+        toy.add(op::Detect{gate, {}, x, detected});
+        toy.add(whole);
+        Toy other = toy;
+        toy.result(y);
+        other.result(add_parts(other, whole, detected, cut, listed));
+        for (const std::string& isa : isas())
+          for (const int64_t n_rows : {1, 3, 9, 70}) {
+            CAPTURE(isa);
+            CAPTURE(n_rows);
+            CHECK(run(other.plan(), rows_at(n_rows), 2, isa) == run(toy.plan(), rows_at(n_rows), 1, isa));
+          }
+      }
+}
+
+TEST_CASE("cpu phases: a unit without numbers makes its row NaN, wherever it is summed") {
+  Toy toy(10);
+  const BufferId x = toy.input(64), a = toy.buffer(64, BufferKind::kSums), y = toy.buffer(64);
+  const WeightId up = toy.weight(DType::kF32, 64, 5), down_t = toy.weight(DType::kQ8_0, 64, 5);
+  const float nan = NAN;
+  std::memcpy(const_cast<std::byte*>(toy.plan().weight(up).row(3)), &nan, sizeof nan);
+  toy.add(op::SparseFfn{Activation::kSilu, {}, {}, up, {}, down_t, {}, {}, {}, x, a});
+  toy.add(op::MergeSums{a, {}, {}, y});
+  toy.result(y);
+  for (const int64_t n_rows : {1, 9})
+    for (const float value : run(toy.plan(), rows_at(n_rows), 2)) CHECK(std::isnan(value));
 }
 
 TEST_CASE("cpu phases: a buffer that is written again is quantised again") {

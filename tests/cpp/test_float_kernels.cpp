@@ -22,24 +22,23 @@ TEST_CASE("fma1 rounds once") {
   CHECK(wrong == 0);
 }
 
+// margin = fma(step, margin, low) where sum is 1 and the other terms are +0.
 TEST_CASE("every table's fma rounds once") {
   Random random(2);
   INFO("seed " << random.seed());
   constexpr int64_t kN = 4099;
-  Guarded<float> w(kN), acc(kN), got(kN);
+  Guarded<float> w(kN), h(kN), acc(kN), none(kN), got(kN);
   for (int round = 0; round < 100; ++round) {
-    const float h = any_float(random);
     for (int64_t i = 0; i < kN; ++i) {
-      w[i] = any_float(random);
-      acc[i] = i % 3 == 0 ? any_float(random) : -h * w[i] * (i % 3 == 1 ? 1.0f : 0x1p24f);
+      h[i] = any_float(random), w[i] = any_float(random);
+      acc[i] = i % 3 == 0 ? any_float(random) : -h[i] * w[i] * (i % 3 == 1 ? 1.0f : 0x1p24f);
     }
     for (const Kernels& k : float_tables()) {
       INFO(name(k));
-      std::copy_n(acc.data(), kN, got.data());
-      const WeightRows rows = {reinterpret_cast<const std::byte*>(w.data()), kN * sizeof(float), kN};
-      k.row_sum[kWeightF32]({rows, nullptr, 0, 1, &h, 0, 1, 0, kN, got.data(), 0});
+      std::copy_n(h.data(), kN, got.data());
+      k.plane_margins({acc.data(), w.data(), none.data(), nullptr, 1.0f, 0.0f, kN, got.data()});
       int64_t wrong = 0;
-      for (int64_t i = 0; i < kN; ++i) wrong += !same(got[i], std::fma(h, w[i], acc[i]));
+      for (int64_t i = 0; i < kN; ++i) wrong += !same(got[i], std::fma(w[i], h[i], acc[i] + 0.0f));
       CHECK(wrong == 0);
     }
   }
@@ -126,114 +125,6 @@ TEST_CASE("gemm gives the bits of dot_rows") {
             }
           }
     }
-}
-
-struct RowSumCase {
-  WeightType type;
-  int64_t n_units;
-  int64_t n_acts;
-  int64_t first_col;
-  int64_t n_cols;
-  bool use_list;
-};
-
-int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
-// Scales are at most 1.
-double largest_weight(WeightType type) {
-  switch (type) {
-    case kWeightQ8_0: return 128;
-    case kWeightQ4_0: return 8;
-    case kWeightQ4_K: return 63 * 15 + 63;
-    case kWeightQ5_K: return 63 * 31 + 63;
-    case kWeightQ6_K: return 128 * 32;
-    default: return 1;
-  }
-}
-
-void check_row_sum(const std::vector<Kernels>& tables, Random& random, const RowSumCase& c, Scale scale) {
-  const int64_t n = round_up(c.first_col + c.n_cols, row_multiple(c.type));
-  const Matrix m(random, c.type, 2 * c.n_units + 1, n, scale, is_block_type(c.type) ? 0 : 2);
-  std::vector<int32_t> list;
-  for (int64_t i = 0; i < c.n_units; ++i) list.push_back(static_cast<int32_t>(2 * i + random.below(2)));
-  if (c.n_units > 0) list.back() = static_cast<int32_t>(2 * c.n_units);
-  const int64_t first_unit = c.n_units + 1;
-  Guarded<float> h(c.n_acts * (c.n_units + 5) - 5);
-  random.fill(h.data(), h.size(), scale);
-  for (int64_t i = 0; i < h.size(); i += 7) h[i] = 0.0f;
-  std::vector<float> start(static_cast<size_t>(c.n_acts * c.n_cols));
-  random.fill(start.data(), static_cast<int64_t>(start.size()), scale);
-  std::vector<float> want = start;
-  for (int64_t a = 0; a < c.n_acts; ++a)
-    for (int64_t i = 0; i < c.n_units; ++i)
-      for (int64_t col = 0; col < c.n_cols; ++col) {
-        float& to = want[static_cast<size_t>(a * c.n_cols + col)];
-        const int64_t unit = c.use_list ? list[static_cast<size_t>(i)] : first_unit + i;
-        to = fma1(h[a * (c.n_units + 5) + i], m.at(unit, c.first_col + col), to);
-      }
-  for (const Kernels& k : tables) {
-    INFO(name(k) << " type " << c.type << " units " << c.n_units << " acts " << c.n_acts << " cols " << c.n_cols);
-    Guarded<float> acc(c.n_acts * (c.n_cols + 3) - 3);
-    for (int64_t i = 0; i < acc.size(); ++i) acc[i] = -7.0f;
-    for (int64_t a = 0; a < c.n_acts; ++a)
-      std::copy_n(start.data() + a * c.n_cols, c.n_cols, acc.data() + a * (c.n_cols + 3));
-    const RowSumArgs args = {m.view(),    c.use_list ? list.data() : nullptr,
-                             first_unit,  c.n_units,
-                             h.data(),    c.n_units + 5,
-                             c.n_acts,    c.first_col,
-                             c.n_cols,    acc.data(),
-                             c.n_cols + 3};
-    k.row_sum[c.type](args);
-    for (int64_t a = 0; a < c.n_acts; ++a) {
-      REQUIRE(first_difference(acc.data() + a * (c.n_cols + 3), want.data() + a * c.n_cols, c.n_cols) == -1);
-      for (int64_t i = c.n_cols; i < c.n_cols + 3 && a + 1 < c.n_acts; ++i)
-        REQUIRE(acc[a * (c.n_cols + 3) + i] == -7.0f);
-    }
-    std::vector<double> exact(start.begin(), start.end());
-    reference::row_sum(c.type, args, exact.data());
-    const double most = largest_weight(c.type) * c.n_units + 2;  // of a sum: |h|, |start| <= 1
-    for (size_t i = 0; i < exact.size(); ++i)  // each unit rounds once, and its weight may have been rounded
-      REQUIRE(std::fabs(exact[i] - want[i]) <= static_cast<double>(c.n_units) * kEps * 2 * most);
-  }
-}
-
-TEST_CASE("row_sum") {
-  Random random(5);
-  INFO("seed " << random.seed());
-  const std::vector<Kernels> tables = float_tables();
-  for (WeightType type : kAllTypes) {
-    const bool blocks = is_block_type(type);
-    for (int64_t n_acts = 1; n_acts <= 20; ++n_acts)
-      for (int64_t n_units : {0, 1, 7, 8, 9, 17, 63, 64, 65, 130}) {
-        if (n_acts > 3 && n_units > 9 && (n_acts + n_units) % 4 != 0) continue;
-        const int64_t n_cols = blocks ? 32 * (1 + random.below(20)) : 1 + random.below(150);
-        const int64_t first_col = blocks ? 32 * random.below(9) : random.below(40);
-        const Scale scale = random.below(3) == 0 ? Scale::kTiny : Scale::kOrdinary;
-        check_row_sum(tables, random, {type, n_units, n_acts, first_col, n_cols, random.below(2) == 0}, scale);
-      }
-  }
-}
-
-TEST_CASE("a row sum may be cut into calls at will") {
-  Random random(6);
-  INFO("seed " << random.seed());
-  constexpr int64_t kColumns = 768;
-  for (WeightType type : {kWeightQ8_0, kWeightQ4_K, kWeightQ5_K, kWeightQ6_K}) {
-    const Matrix m(random, type, 100, kColumns, Scale::kOrdinary);
-    std::vector<float> h(100);
-    random.fill(h.data(), 100);
-    for (const Kernels& k : float_tables()) {
-      INFO(name(k) << " type " << type);
-      std::vector<float> whole(kColumns), parts(kColumns);
-      k.row_sum[type]({m.view(), nullptr, 0, 100, h.data(), 0, 1, 0, kColumns, whole.data(), 0});
-      const int64_t columns[] = {0, 32, 96, 256, 320, 672, kColumns}, units[] = {0, 1, 30, 100};
-      for (int c = 0; c < 6; ++c)
-        for (int u = 0; u < 3; ++u)
-          k.row_sum[type]({m.view(), nullptr, units[u], units[u + 1] - units[u], h.data() + units[u], 0, 1, columns[c],
-                           columns[c + 1] - columns[c], parts.data() + columns[c], 0});
-      CHECK(first_difference(whole.data(), parts.data(), kColumns) == -1);
-    }
-  }
 }
 
 TEST_CASE("dequantize_row is exact, but for one rounding where scale and minimum meet") {
