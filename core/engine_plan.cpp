@@ -15,10 +15,8 @@
 namespace hotset {
 namespace {
 
-// Prompts stream a layer's cold units through two buffers of at most this size on the device.
-constexpr uint64_t kStreamBytes = uint64_t{64} << 20;
-// Rows of a decode step whose vectors pass through the hand-off's pinned memory.
-constexpr uint64_t kHandoffRows = 8;
+// Bytes that alignment may cost a layer in device memory: of each of its tensors less than 256.
+constexpr uint64_t kPaddingPerLayer = 256 * 20;
 constexpr double kOverSelection = 1.5;  // candidates per active unit that a prediction of mode predict takes for granted
 constexpr uint64_t kMaxBudget = uint64_t{1} << 44;  // 16 TiB
 
@@ -50,7 +48,10 @@ class Outline {
       : request_(request), impl_(std::move(model), options, /*is_outline=*/true), info_(impl_.info()) {
     n_sequences_ = static_cast<uint64_t>(std::max(options.n_sequences, 1));
     // Units can be split between devices only where each is a row.
-    if (request.vram_budget > 0) rows_ = Relayout::outline(*impl_.model);
+    if (request.vram_budget > 0) {
+      rows_ = Relayout::outline(*impl_.model);
+      device_compute_ = most_device_compute(options);
+    }
     check();
   }
 
@@ -75,15 +76,7 @@ class Outline {
     out.logits = 2 * n_sequences_ * static_cast<uint64_t>(p.n_vocab) * sizeof(float);
     out.predictor = info_.predictor_bytes;
     out.relayout = info_.relayout_bytes;
-    uint64_t ffn = 0;
-    for (size_t i = 0; request_.vram_budget > 0 && i < weights().layers.size(); ++i) {
-      const LayerBytes layer = layer_bytes(weights(), i, exact());
-      ffn = std::max(ffn, static_cast<uint64_t>(config().n_ff) * (layer.detect_row + layer.unit_rows));
-    }
-    out.device_compute =
-        row_memory_bytes(p) * static_cast<uint64_t>(p.max_rows) + n_rows * row + 2 * std::min(ffn, kStreamBytes);
-    out.handoff =
-        kHandoffRows * (2 * static_cast<uint64_t>(config().n_embd) + 2 * static_cast<uint64_t>(config().n_ff) + 1) * 4;
+    out.device_compute = device_compute_;
     return out;
   }
 
@@ -122,6 +115,20 @@ class Outline {
   }
 
  private:
+  // What a device takes beside weights, keys and values when it has a part in everything, which is the most it takes.
+  uint64_t most_device_compute(EngineOptions options) const {
+    Placement all;
+    const LayerPlacement nearly{config().n_ff - 1, exact() ? DetectPlace::kDevice : DetectPlace::kSplit, Place::kDevice};
+    all.layers.assign(weights().layers.size(), nearly);
+    all.head = Place::kDevice;
+    options.device = "virtual", options.mode = exact() ? "exact" : "dense";
+    options.predictor = "";
+    options.placement = std::make_shared<const Placement>(std::move(all));
+    const EngineInfo info = EngineImpl(impl_.model, options, /*is_outline=*/true).info();
+    return info.device_bytes - info.device_kv_bytes - info.device_weight_bytes +
+           kPaddingPerLayer * (weights().layers.size() + 1);
+  }
+
   // What is never touched of buffers by position in a row's unit list: the list, and of the listed units h and, with a
   // gate, the products. Rows begin where the one before ends, so a piece of a page at both ends is touched.
   uint64_t untouched_list_bytes() const {
@@ -180,6 +187,7 @@ class Outline {
   EngineImpl impl_;
   EngineInfo info_;
   uint64_t n_sequences_ = 1;
+  uint64_t device_compute_ = 0;
   std::shared_ptr<const Relayout> rows_;
 };
 

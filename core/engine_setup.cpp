@@ -102,6 +102,10 @@ std::unique_ptr<Device> make_device(const EngineOptions& options) {
   out.n_threads = options.n_threads > 0 ? options.n_threads : topology.default_threads();
   out.isa = chosen_isa(options);
   out.n_processors = topology.n_processors;
+  if (options.device == "virtual") {  // whose thread needs a core
+    out.n_processors = std::max(1, topology.n_processors - 1);
+    if (options.n_threads == 0) out.n_threads = std::max(1, out.n_threads - 1);
+  }
   out.worker_cpus = place_threads(topology, out.n_threads, options.pin);
   out.memory_nodes = topology.nodes();
   if (out.n_threads > topology.n_processors)

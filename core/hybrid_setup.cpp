@@ -80,6 +80,8 @@ void EngineImpl::add_accelerator(const EngineOptions& options, bool is_outline) 
                                                  WeightPlacer::Options{n_threads, is_outline, options.log});
   executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get(), accelerator_.get()}, make_plan(options));
   take_device_kv(options, is_outline);
+  const uint64_t free_bytes = accelerator_->free_bytes();
+  HS_CHECK(is_outline || free_bytes == UINT64_MAX || budget - free_bytes == info().device_bytes, "engine");
   if (!is_outline) log_to(options.log, LogLevel::kInfo, load_line(info(), placement_, budget, placed_->seconds()));
 }
 

@@ -9,7 +9,8 @@
 namespace hotset {
 namespace {
 
-// The device's buffers depend on the placement, which depends on what they leave: a few rounds settle it.
+// The device's buffers depend on the placement, which depends on what they leave. The problem counts the most that they
+// take, so the first round should do.
 constexpr int kMostRounds = 6;
 // Gigabytes a second of a host where nothing is to stay.
 constexpr double kCrawl = 1e-6;
@@ -89,6 +90,7 @@ class PlacementChoice {
       const uint64_t needed = EngineImpl(model_, outline, /*is_outline=*/true).info().device_bytes;
       if (needed <= budget_) {
         out = checked(std::move(out));
+        out.device_bytes = needed;
         const double share = hot_share(problem_, out);
         return {std::move(out), share, outline};
       }

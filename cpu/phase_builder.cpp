@@ -84,7 +84,8 @@ int64_t PhaseBuilder::most_units() const {
 }
 
 std::byte* PhaseBuilder::take_memory(size_t n_bytes) {
-  program_.memory_.push_back(program_.host_.alloc(std::max<size_t>(n_bytes, 64)));
+  n_bytes = std::max<size_t>(n_bytes, 64);
+  program_.memory_.push_back(program_.host_.alloc(n_bytes));
   program_.memory_bytes_ += n_bytes;
   return program_.memory_.back()->data();
 }

@@ -6,7 +6,9 @@
 #include <numeric>
 
 #include "core/devices.h"
+#include "core/engine_plan.h"
 #include "core/placement.h"
+#include "core/weights.h"
 #include "tests/cpp/families.h"
 
 namespace {
@@ -95,6 +97,61 @@ TEST_CASE("hybrid: logits are those of the host alone, bit for bit, whatever lie
         CHECK(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
       }
     }
+}
+
+MachineRates made_up_rates() {
+  MachineRates out;
+  out.read.push_back({"huge", 1, 50, 1, {}});
+  out.gpu = GpuRates{"card", 0, 500, {}};
+  out.pcie = PcieRates{20, 20};
+  out.handoff_us = 0.01;
+  return out;
+}
+
+TEST_CASE("hybrid: what is planned is taken to the byte, within the budget, with the results of the host alone") {
+  for (const char* mode : {"exact", "dense"}) {
+    CAPTURE(mode);
+    TinySpec spec{.n_layer = 3, .n_ff = 320, .dtype = DType::kQ8_0};
+    const auto model = load_tiny(spec);
+    const Ids ids = random_tokens(3, 14, 270);
+    const Logits expected = all_logits(Engine::create(model, {.n_threads = 1, .n_sequences = 2, .mode = "dense"}), ids);
+    EngineOptions options{.n_threads = 1, .n_ctx = 64, .n_batch = 8, .n_sequences = 2, .mode = mode, .device = "virtual"};
+    options.rates = std::make_shared<const MachineRates>(made_up_rates());
+    PlanRequest request = request_for(*model, options, uint64_t{1} << 30);
+    const uint64_t fixed = placement_problem(model, options, request).fixed_bytes;
+    const uint64_t everything = plan_engine(model, options, request).memory.bytes_on("gpu");
+    int64_t n_split = 0;
+    for (uint64_t budget = fixed; budget <= everything + 20000; budget += 20000) {
+      CAPTURE(budget);
+      request.vram_budget = budget;
+      options.vram_budget = budget;
+      const EnginePlan plan = plan_engine(model, options, request);
+      const auto engine = Engine::create(model, options);  // checks what its device has taken
+      CHECK(engine->info().device_bytes == plan.memory.bytes_on("gpu"));
+      CHECK(engine->info().device_bytes <= budget);
+      for (const LayerPlacement& layer : plan.placement.layers) n_split += layer.n_hot > 0 && layer.n_hot < spec.n_ff;
+      const Logits got = all_logits(engine, ids);
+      CHECK(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
+    }
+    CHECK(n_split > 0);
+  }
+}
+
+TEST_CASE("hybrid: -ngl and the place of the KV cache are obeyed or refused") {
+  TinySpec spec{.n_layer = 4, .n_ff = 320};
+  const auto model = load_tiny(spec);
+  EngineOptions options{.n_threads = 1, .n_ctx = 64, .n_batch = 4, .device = "virtual"};
+  const uint64_t weights = model->size_bytes();
+  options.n_gpu_layers = "all";
+  CHECK(Engine::create(model, options)->info().device_weight_bytes >= weights - model->weights().token_embd.view.size_bytes());
+  options.vram_budget = placement_problem(model, options, request_for(*model, options, 1 << 28)).fixed_bytes + weights / 2;
+  CHECK_THROWS_AS(Engine::create(model, options), OutOfMemoryError);
+  options.n_gpu_layers = std::to_string(2);
+  CHECK(Engine::create(model, options)->info().device_weight_bytes > 0);
+  options.n_gpu_layers = "auto", options.kv_place = "host";
+  CHECK(Engine::create(model, options)->info().device_kv_bytes == 0);
+  options.kv_place = "device", options.vram_budget = uint64_t{1} << 30;
+  CHECK(Engine::create(model, options)->info().device_kv_bytes > 0);
 }
 
 }  // namespace
