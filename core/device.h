@@ -80,12 +80,6 @@ struct SharedState {
   Handoff* handoff = nullptr;       // the plan's flags; null for a plan without any
 };
 
-// What a program's hand-offs have moved since it was made.
-struct Traffic {
-  uint64_t to_host = 0, to_device = 0;  // bytes in shared buffers, written and read by a device's lane
-  uint64_t n_signals = 0, n_waits = 0;
-};
-
 // A plan's steps of one lane, made ready by one device: operands resolved, neighbours fused.
 class Program {
  public:

@@ -187,6 +187,7 @@ std::shared_ptr<Engine> Engine::create(std::shared_ptr<const Model> model, const
 const Model& Engine::model() const { return *impl_->model; }
 EngineInfo Engine::info() const { return impl_->info(); }
 const Predictor* Engine::predictor() const { return impl_->predictor(); }
+Traffic Engine::traffic() const { return impl_->traffic(); }
 UnitCounts Engine::unit_counts() const { return impl_->unit_counts(); }
 Session Engine::open_session() { return Session(shared_from_this(), std::make_unique<SequenceState>()); }
 

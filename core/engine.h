@@ -132,6 +132,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   const Model& model() const;
   EngineInfo info() const;
   UnitCounts unit_counts() const;  // of exact and predict steps since the engine was made
+  Traffic traffic() const;         // with an accelerator
   const Predictor* predictor() const;  // of mode predict, else nullptr; lives as long as the engine
   Session open_session();
 

@@ -55,6 +55,7 @@ class EngineImpl {
   const Plan& plan() const { return executor_->plan(); }
   const Weights& weights() const;
   UnitCounts unit_counts() const { return executor_->unit_counts(); }
+  Traffic traffic() const { return executor_->traffic(); }
   void advance(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states,
                const StopCheck& stop);
   // Forgets positions from n on and gives their blocks back.

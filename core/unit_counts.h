@@ -34,4 +34,10 @@ struct UnitCounts {
   }
 };
 
+// What the hand-offs between a device and the host have moved since the engine was made.
+struct Traffic {
+  uint64_t to_host = 0, to_device = 0;  // bytes in shared buffers, written and read by a device's lane
+  uint64_t n_signals = 0, n_waits = 0;
+};
+
 }  // namespace hotset

@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <numeric>
 
@@ -97,6 +98,82 @@ TEST_CASE("hybrid: logits are those of the host alone, bit for bit, whatever lie
         CHECK(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
       }
     }
+}
+
+// The number of random steps; HOTSET_HYBRID_STEPS asks for more.
+int64_t n_random_steps() {
+  const char* const asked = std::getenv("HOTSET_HYBRID_STEPS");
+  return asked != nullptr ? std::atoll(asked) : 400;
+}
+
+// Sessions of one engine that are driven by the same numbers as those of another.
+struct Driven {
+  explicit Driven(std::shared_ptr<Engine> made) : engine(std::move(made)) {
+    for (int i = 0; i < 3; ++i) sessions.push_back(engine->open_session());
+  }
+  Logits step(std::mt19937_64 random) {
+    std::vector<Ids> ids(sessions.size());
+    std::vector<Engine::Entry> entries;
+    for (size_t i = 0; i < sessions.size(); ++i) {
+      if (i > 0 && random() % 2 == 0) continue;
+      if (sessions[i].n_past() > 40) sessions[i].truncate(static_cast<int64_t>(random() % 40));
+      ids[i] = random_tokens(random(), 1 + (random() % 4 == 0 ? random() % 9 : 0), 270);
+      entries.push_back({&sessions[i], ids[i], random() % 2 == 0});
+    }
+    engine->advance(entries);
+    Logits out;
+    for (const Engine::Entry& entry : entries)
+      out.insert(out.end(), entry.session->all_logits().begin(), entry.session->all_logits().end());
+    return out;
+  }
+  std::shared_ptr<Engine> engine;
+  std::vector<Session> sessions;
+};
+
+TEST_CASE("hybrid: random steps of random engines give the bits of the host alone") {
+  std::mt19937_64 random(23);
+  const int64_t n_steps = n_random_steps();
+  for (int64_t done = 0; done < n_steps;) {
+    const Family family = kFamilies[random() % std::size(kFamilies)];
+    TinySpec spec = spec_of(family, random() % 2 ? DType::kQ4_0 : DType::kF16);
+    spec.n_layer = 3, spec.seed = random();
+    const auto model = load_tiny(spec);
+    const bool is_dense = !is_sparse(family.activation) || random() % 4 == 0;
+    EngineOptions options = hybrid_options(random, spec, is_dense ? "dense" : "exact");
+    options.n_sequences = 3, options.n_batch = 1 + static_cast<int32_t>(random() % 12);
+    Driven hybrid(Engine::create(model, options));
+    Driven host(Engine::create(model, {.n_threads = 1, .n_sequences = 3, .mode = "dense"}));
+    for (int i = 0; i < 50 && done < n_steps; ++i, ++done) {
+      const uint64_t seed = random();
+      const Logits expected = host.step(std::mt19937_64(seed)), got = hybrid.step(std::mt19937_64(seed));
+      REQUIRE(got.size() == expected.size());
+      REQUIRE(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
+    }
+  }
+}
+
+TEST_CASE("hybrid: a layer costs one fork and one join, a vector each way and the list of active units") {
+  TinySpec spec{.n_layer = 5, .n_ff = 256, .dtype = DType::kQ8_0};
+  const auto model = load_tiny(spec);
+  EngineOptions options{.n_threads = 1, .mode = "exact", .device = "virtual"};
+  Placement placement;
+  placement.layers.assign(5, LayerPlacement{100, DetectPlace::kDevice, Place::kDevice});
+  placement.head = Place::kDevice;
+  options.placement = std::make_shared<const Placement>(placement);
+  const auto engine = Engine::create(model, options);
+  Session session = engine->open_session();
+  session.prefill(random_tokens(1, 8, 270));
+  const Traffic before = engine->traffic();
+  session.prefill(random_tokens(2, 1, 270));
+  const Traffic after = engine->traffic();
+  // The embedding comes once a token, the logits go once.
+  CHECK(after.n_signals - before.n_signals == 5 + 1);
+  CHECK(after.n_waits - before.n_waits == 5 + 1);
+  const uint64_t vector = 64 * sizeof(float), logits = static_cast<uint64_t>(model->config().n_vocab) * sizeof(float);
+  CHECK(after.to_device - before.to_device == vector + 5 * 2 * vector);  // exact sums have 8 bytes
+  const uint64_t lists = after.to_host - before.to_host - logits - 5 * vector;
+  CHECK(lists >= 5 * 4);
+  CHECK(lists <= 5 * 4 * (1 + 2 * 156));
 }
 
 MachineRates made_up_rates() {
