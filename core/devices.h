@@ -28,7 +28,6 @@ struct VirtualDeviceOptions {
   uint64_t memory_bytes = UINT64_MAX;  // of all that alloc() and programs may take
   uint64_t seed = 0;                   // of the delays
   int32_t max_delay_us = 0;            // waits up to so long before each phase of a program
-  int32_t queue_depth = 0;             // 0: a launch is one piece; else phases go through a queue of so many, one by one
   // Faults for tests, counted from 1; 0 = never.
   int64_t fail_alloc = 0;  // this allocation
   int64_t fail_phase = 0;  // this phase since the device was made throws

@@ -32,6 +32,9 @@ void Executor::share(std::chrono::milliseconds patience) {
 }
 
 void Executor::run(const StepParams& params) {
+  if (handoff_ && handoff_->lost_patience())
+    throw DeviceError(error_text("executor", "device", "one that answers", "one that did not in an earlier step",
+                                 "start again, or use --device cpu"));
   if (handoff_) handoff_->begin_step();
   std::exception_ptr error;
   const auto attempt = [&](const auto& work) {
@@ -44,7 +47,8 @@ void Executor::run(const StepParams& params) {
   };
   for (size_t lane = devices_.size(); lane-- > 0 && !error;)
     attempt([&] { devices_[lane]->launch(*programs_[lane], params); });
-  for (Device* device : devices_) attempt([&] { device->synchronize(); });
+  for (Device* device : devices_)
+    if (!handoff_ || !handoff_->lost_patience()) attempt([&] { device->synchronize(); });
   if (handoff_ && handoff_->aborted()) error = handoff_->error();
   if (error) std::rethrow_exception(error);
 }

@@ -19,7 +19,8 @@ class Executor {
   // outlive the executor. `patience`: how long a lane may wait for the other.
   Executor(std::vector<Device*> devices, Plan plan, std::chrono::milliseconds patience = std::chrono::seconds(60));
 
-  // Computes one step. Rethrows the first error of any lane after all have stopped.
+  // Computes one step. Rethrows the first error of any lane after all have stopped; a device that has said nothing for
+  // as long as patience lasts is not waited for, then and in later steps, which fail at once.
   void run(const StepParams& params);
 
   // Logits of the latest step's output rows: (n_output_rows, n_vocab).

@@ -54,10 +54,12 @@ void Handoff::wait(FlagId flag) {
   const auto start = std::chrono::steady_clock::now();
   while (at.load(std::memory_order_acquire) < step_) {
     const auto waited = std::chrono::steady_clock::now() - start;
-    if (waited > patience_)
+    if (waited > patience_) {
+      lost_patience_.store(true, std::memory_order_release);
       abort(std::make_exception_ptr(
           DeviceError(error_text("handoff", "other lane", cat("a signal within ", patience_.count(), " ms"), "none",
                                  "the device may have failed; start again, or use --device cpu"))));
+    }
     if (waited > kSpin) std::this_thread::sleep_for(kNap);
     for (int i = 0; i < kPausesPerLook && at.load(std::memory_order_relaxed) < step_; ++i) pause_cpu();
   }

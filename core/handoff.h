@@ -43,6 +43,8 @@ class Handoff {
   // Ends all waits of this step with an error, from any thread. The first error given is the step's.
   void abort(std::exception_ptr error);
   bool aborted() const { return aborted_.load(std::memory_order_acquire); }
+  // Whether a wait has ever run out of patience: the other lane cannot be counted on any more.
+  bool lost_patience() const { return lost_patience_.load(std::memory_order_acquire); }
   std::exception_ptr error() const;  // the first given to abort() in this step, else null
 
   // The flag's word, for devices that wait and signal in hardware.
@@ -54,6 +56,7 @@ class Handoff {
   std::chrono::milliseconds patience_;
   uint32_t step_ = 0;
   std::atomic<bool> aborted_{false};
+  std::atomic<bool> lost_patience_{false};
   mutable std::mutex mutex_;  // guards error_
   std::exception_ptr error_;
 };

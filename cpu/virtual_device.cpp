@@ -2,6 +2,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <random>
 #include <thread>
 #include <utility>
@@ -20,9 +21,10 @@ namespace {
 // A CPU program over the readable side of the device's memory.
 class VirtualProgram final : public Program {
  public:
+  ~VirtualProgram() override { on_end_(); }
   VirtualProgram(const Plan& plan, int32_t lane, const SharedState& shared, const Kernels& kernels, ThreadPool& pool,
-                 const VirtualMemory& memory, ProgramHost host)
-      : lane_(lane), handoff_(shared.handoff), memory_(memory),
+                 const VirtualMemory& memory, ProgramHost host, std::function<void()> on_end)
+      : lane_(lane), handoff_(shared.handoff), memory_(memory), on_end_(std::move(on_end)),
         inner_(plan, lane, shared, kernels, pool, std::move(host)) {}
 
   const float* buffer(BufferId id) const override {
@@ -42,6 +44,7 @@ class VirtualProgram final : public Program {
   const int32_t lane_;
   Handoff* const handoff_;
   const VirtualMemory& memory_;
+  const std::function<void()> on_end_;  // returns when nothing runs any more
   CpuProgram inner_;
 };
 
@@ -89,7 +92,8 @@ class VirtualDevice final : public Device {
       if (weight.lane == lane) weight.view.data = memory_.real(weight.view.data, weight.view.size_bytes());
     return std::make_unique<VirtualProgram>(
         inside, lane, shared, kernels_, pool_, memory_,
-        ProgramHost{[this](size_t n_bytes) { return memory_.alloc_real(n_bytes); }, [this] { before_phase(); }});
+        ProgramHost{[this](size_t n_bytes) { return memory_.alloc_real(n_bytes); }, [this] { before_phase(); }},
+        [this] { finish(); });
   }
 
   void launch(Program& program, const StepParams& params) override {
@@ -150,13 +154,22 @@ class VirtualDevice final : public Device {
     launch.program->run(params);
   }
 
+  // Frees a device that hangs, and waits for what it was launched for.
+  void finish() {
+    std::unique_lock lock(mutex_);
+    stopping_hang_ = true;
+    changed_.notify_all();
+    changed_.wait(lock, [&] { return launches_.empty(); });
+  }
+
   void before_phase() {
     ++n_phases_;
     if (n_phases_ == options_.fail_phase)
       throw DeviceError(error_text("virtual device", "phase", "to be computed", "an injected fault", "start again"));
     if (n_phases_ == options_.hang_phase) {
       std::unique_lock lock(mutex_);
-      changed_.wait(lock, [&] { return stopping_; });
+      changed_.wait(lock, [&] { return stopping_ || stopping_hang_; });
+      throw DeviceError(error_text("virtual device", "phase", "to be computed", "an injected stop", "start again"));
     }
     if (options_.max_delay_us > 0) {
       const auto delay = std::uniform_int_distribution<int32_t>(0, options_.max_delay_us)(random_);
@@ -174,7 +187,7 @@ class VirtualDevice final : public Device {
   std::condition_variable changed_;
   std::deque<Launch> launches_;
   std::exception_ptr error_;
-  bool stopping_ = false;
+  bool stopping_ = false, stopping_hang_ = false;
   std::thread thread_;  // last: uses all of the above
 };
 

@@ -8,7 +8,10 @@
 
 #include "core/devices.h"
 #include "core/engine_plan.h"
+#include "core/executor.h"
+#include "core/hybrid_planner.h"
 #include "core/placement.h"
+#include "core/weight_placer.h"
 #include "core/weights.h"
 #include "tests/cpp/families.h"
 
@@ -70,7 +73,6 @@ EngineOptions hybrid_options(std::mt19937_64& random, const TinySpec& spec, cons
   out.placement = std::make_shared<const Placement>(random_placement(random, spec, mode == "dense"));
   out.units_by_slot = std::make_shared<const UnitsBySlot>(random_order(random, spec));
   VirtualDeviceOptions card;
-  card.queue_depth = static_cast<int32_t>(random() % 4);
   card.max_delay_us = random() % 3 == 0 ? 20 : 0;
   card.seed = random();
   out.virtual_device = std::make_shared<const VirtualDeviceOptions>(card);
@@ -174,6 +176,85 @@ TEST_CASE("hybrid: a layer costs one fork and one join, a vector each way and th
   const uint64_t lists = after.to_host - before.to_host - logits - 5 * vector;
   CHECK(lists >= 5 * 4);
   CHECK(lists <= 5 * 4 * (1 + 2 * 156));
+}
+
+TEST_CASE("hybrid: faults end a step or a load with an error, and leave the engine as it was where that can be") {
+  std::mt19937_64 random(31);
+  TinySpec spec{.n_layer = 3, .n_ff = 128, .dtype = DType::kQ8_0};
+  const auto model = load_tiny(spec);
+  EngineOptions options = hybrid_options(random, spec, "exact");
+  const Ids ids = random_tokens(3, 14, 270);
+  const Logits expected = all_logits(Engine::create(model, options), ids);
+  const auto with = [&](auto&& set) {
+    VirtualDeviceOptions card;
+    set(card);
+    options.virtual_device = std::make_shared<const VirtualDeviceOptions>(card);
+    return options;
+  };
+  int64_t n_allocs = 0;
+  for (int64_t n = 1; n_allocs == 0; ++n) try {
+      Engine::create(model, with([&](VirtualDeviceOptions& card) { card.fail_alloc = n; }));
+      n_allocs = n - 1;
+    } catch (const OutOfMemoryError&) {
+    }
+  CHECK(n_allocs > 5);
+  for (int i = 0; i < 40; ++i) {
+    const auto engine = Engine::create(model, with([&](VirtualDeviceOptions& card) { card.fail_phase = 1 + static_cast<int64_t>(random() % 300); }));
+    bool failed = false;
+    for (int attempt = 0; attempt < 2; ++attempt) try {
+        const Logits got = all_logits(engine, ids);
+        CHECK(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
+      } catch (const DeviceError&) {
+        CHECK(!failed);  // the fault comes once
+        failed = true;
+      }
+  }
+}
+
+TEST_CASE("hybrid: a step that is cancelled anywhere changes nothing") {
+  std::mt19937_64 random(37);
+  TinySpec spec{.n_layer = 3, .n_ff = 128, .dtype = DType::kQ8_0};
+  const auto model = load_tiny(spec);
+  const auto engine = Engine::create(model, hybrid_options(random, spec, "exact"));
+  const Ids ids = random_tokens(3, 6, 270);
+  Session session = engine->open_session(), other = engine->open_session();
+  other.prefill(ids);
+  const Logits expected(other.logits().begin(), other.logits().end());
+  int64_t n_cancelled = 0;
+  for (int i = 0; i < (kThreadsOnly ? 200 : 1000); ++i) {
+    int64_t left = static_cast<int64_t>(random() % 100);
+    try {
+      session.prefill(ids, [&] { return left-- <= 0; });
+      CHECK(std::memcmp(session.logits().data(), expected.data(), expected.size() * sizeof(float)) == 0);
+      session.truncate(0);
+    } catch (const CancelledError&) {
+      ++n_cancelled;
+      CHECK(session.n_past() == 0);
+    }
+  }
+  CHECK(n_cancelled > 50);
+}
+
+TEST_CASE("hybrid: a device that says nothing any more is given up") {
+  std::mt19937_64 random(41);
+  TinySpec spec{.n_layer = 3, .n_ff = 128, .dtype = DType::kQ8_0};
+  const auto model = load_tiny(spec);
+  Placement placement;
+  placement.layers.assign(3, LayerPlacement{64, DetectPlace::kDevice, Place::kDevice});
+  const auto host = make_cpu_device({.n_threads = 2});
+  const auto card = make_virtual_device({.hang_phase = 20});
+  const WeightPlacer placed(*model, std::make_shared<const Relayout>(*model, 1, LogSink{}), placement, {}, *card, {});
+  PlanOptions options{.max_rows = 4, .max_output_rows = 4, .max_positions = 32, .exact = true};
+  const Plan plan = build_plan(model->config(), placed.weights(), options);
+  const auto kv = card->alloc(plan.kv_of(kDeviceLane).block_bytes());
+  const std::vector<std::byte*> blocks{kv->data()};
+  Executor executor({host.get(), card.get()}, plan, std::chrono::milliseconds(300));
+  StepParams params;
+  params.rows = {{5, 0, 0}};
+  params.sequences = {{{nullptr, &blocks}}};
+  params.output_rows = {0};
+  CHECK_THROWS_AS(executor.run(params), DeviceError);
+  CHECK_THROWS_WITH_AS(executor.run(params), doctest::Contains("earlier step"), DeviceError);
 }
 
 MachineRates made_up_rates() {
