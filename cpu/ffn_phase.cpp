@@ -15,7 +15,7 @@ struct TileSize {
   int64_t n_rows, n_cols;
   int64_t n_sums() const { return n_rows * n_cols; }
 };
-constexpr TileSize kDenseTile{64, 64}, kListedTile{16, 1024};
+constexpr TileSize kDenseTile{64, 128}, kListedTile{16, 1024};
 constexpr int64_t kListedUnits = 512;
 
 // A step computes listed units alone while at most this share of all units is listed, in percent; beyond that the dense

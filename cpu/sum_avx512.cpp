@@ -1,14 +1,16 @@
 // Exact sums of units for AVX-512. Blocks: S is split into balanced bytes, its limbs: S = sum of limb[i] * 2^(8 i). Their
 // products with the integers of four units are added up by vpdpbusd in int32, and merged to int64 once a pass.
 #include "cpu/sum_avx512_quad.h"
-#include "cpu/sum_plain.h"
+#include "cpu/sum_avx512_vec.h"
+#include "cpu/sum_floats.h"
 
 namespace hotset::cpu {
 namespace {
 
-// Rows that go past the sums together. |sum of a limb| <= 4 * kPassQuads * 255 * 128 < 2^21: two limbs still make an int32.
-constexpr int64_t kPassQuads = 16;
-constexpr int64_t kPassUnits = 4 * kPassQuads;
+// ---- blocks ---------------------------------------------------------------------------------------------------------
+
+// Rows that go past the sums together. |sum of a limb| <= 4 * kPassQuads * 255 * 128 < 2^22: two limbs still make an int32.
+constexpr int64_t kPassQuads = kPassUnits / 4;
 constexpr int64_t kHalf = kBlock / 2;
 
 // S of a quad as limbs: set s, lane l, dword i: limb i of A, B, C, D (low), limb 4 + i (high).
@@ -256,71 +258,13 @@ inline void sum_strip(const Quad* quads, int64_t n_units, const float* h, const 
       for (int64_t i = 0; i < kBlock; ++i) part.sums[b * kBlock + i] = kNoSum;
 }
 
-// Rows that go past the sums together, and what activation a weighs row u with: h[a * h_stride + u].
-struct SumPass {
-  const std::byte* rows[kPassUnits];
-  int64_t n_units = 0;
-  const float* h;
-  float kept[kPassUnits];  // what h points to where rows were left out
-};
-
-// Cuts the units of a call into passes. The first are small, because nothing has been prefetched for them.
-class SumPasses {
- public:
-  explicit SumPasses(const RowSumArgs& args) : args_(args) {}
-
-  // False when none is left. One activation: rows that weigh nothing are left out.
-  bool next(SumPass& pass) {
-    pass.n_units = 0;
-    pass.h = args_.h + at_;
-    if (args_.n_acts == 1) pass.h = pass.kept;
-    for (; at_ < args_.n_units && pass.n_units < most_; ++at_) {
-      if (args_.n_acts == 1 && args_.h[at_] == 0.0f) continue;
-      pass.kept[pass.n_units] = args_.h[at_];
-      pass.rows[pass.n_units++] = unit_row(args_, at_);
-    }
-    if (most_ < kPassUnits) most_ *= 2;
-    return pass.n_units > 0;
-  }
-
- private:
-  const RowSumArgs& args_;
-  int64_t at_ = 0;
-  int64_t most_ = 8;
-};
-
-// Asks for what the next pass reads, row after row, in `n_calls` parts of equal size: bursts would be dropped.
-template <class Format>
-class Ahead {
- public:
-  Ahead(const RowSumArgs& args, const SumPass& next, int64_t n_calls)
-      : next_(next), from_(offset(args.first_col)), to_(offset(args.first_col + args.n_cols)), at_(from_) {
-    const int64_t n_lines = next.n_units * ((to_ - from_ + 63) / 64);
-    each_ = (n_lines + n_calls - 1) / n_calls;
-  }
-
-  [[gnu::always_inline]] void go_on() {
-    for (int64_t i = 0; i < each_ && unit_ < next_.n_units; ++i) {
-      __builtin_prefetch(next_.rows[unit_] + at_, 0, 2);
-      at_ += 64;
-      if (at_ >= to_) at_ = from_, ++unit_;
-    }
-  }
-
- private:
-  static int64_t offset(int64_t column) { return column * Format::kBytes / row_multiple(Format::kType); }
-  const SumPass& next_;
-  const int64_t from_, to_;
-  int64_t each_, unit_ = 0, at_;
-};
-
 template <class Format>
 void sum_pass(const RowSumArgs& args, SumPass& pass, const SumPass& next) {
   const int64_t n_quads = (pass.n_units + 3) / 4, n_row_blocks = args.w.n / kBlock;
   for (int64_t u = pass.n_units; u < 4 * n_quads; ++u) pass.rows[u] = pass.rows[0];
   const int64_t first = args.first_col / kBlock, end = (args.first_col + args.n_cols) / kBlock;
   const int64_t first_strip = first / kStripBlocks, n_strips = (end + kStripBlocks - 1) / kStripBlocks - first_strip;
-  Ahead<Format> ahead(args, next, n_strips * n_quads);
+  Ahead<Format::kType> ahead(args, next, n_strips * n_quads);
   for (int64_t i = 0; i < n_strips; ++i) {
     Quad quads[kPassQuads];
     for (int64_t k = 0; k < n_quads; ++k) {
@@ -338,19 +282,13 @@ void sum_pass(const RowSumArgs& args, SumPass& pass, const SumPass& next) {
 
 template <class Format>
 void block_sums(const RowSumArgs& args) {
-  SumPasses passes(args);
-  SumPass pass[2];
-  bool more = args.n_cols > 0 && passes.next(pass[0]);
-  for (int at = 0; more; at ^= 1) {
-    more = passes.next(pass[at ^ 1]);
-    sum_pass<Format>(args, pass[at], pass[at ^ 1]);
-  }
+  for_passes(args, [&](SumPass& pass, const SumPass& next) { sum_pass<Format>(args, pass, next); });
 }
 
 }  // namespace
 
 void fill_sum_avx512(Kernels& table) {
-  fill_plain_sums(table);
+  fill_float_sums(table);
   table.row_sum[kWeightQ8_0] = block_sums<SumQ8>;
   table.row_sum[kWeightQ4_0] = block_sums<SumQ4>;
   table.row_sum[kWeightQ4_K] = block_sums<SumQ4K>;

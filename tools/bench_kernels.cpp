@@ -1,5 +1,5 @@
 // Rates of the CPU's kernels for weights: GB/s of dot_rows and row_sum on a matrix much bigger than the caches,
-// next to plain reads of the same memory, and Gop/s (2 per multiply-add) of gemm. Best of several runs, with 1 and 2
+// next to plain reads of the same memory, and Gop/s (2 per multiply-add) of row_sum and gemm. Best of several runs, with 1 and 2
 // threads.
 // Usage: bench_kernels [isa [type [row length [activations..]]]], e.g. bench_kernels avx512 F16 2048, or only of gemm
 // with so many activations, bench_kernels avx512 Q4_0 2048 2 4 8
@@ -142,6 +142,29 @@ void bench_rows(const Kernels& kernels, WeightType type, const WeightRows& w, co
   }
 }
 
+// Sums of all rows for n_acts activations: tiles of a few columns when there are many, as the down pass takes them.
+void bench_row_sum(const Kernels& kernels, WeightType type, const WeightRows& w, int64_t n_acts) {
+  const int64_t n_rows = std::min<int64_t>(11008, static_cast<int64_t>(kMatrixBytes / w.stride));
+  const int64_t n_cols = n_acts <= 8 ? w.n : 128;
+  std::vector<float> h(static_cast<size_t>(n_acts * n_rows));
+  for (size_t i = 0; i < h.size(); ++i) h[i] = static_cast<float>(i * 2654435761u >> 8 & 1023) * 0.001f + 0.001f;
+  double rate[2];
+  for (int threads = 1; threads <= 2; ++threads) {
+    const double time = best_seconds(threads, [&](int t) {
+      std::vector<int64_t> sums(static_cast<size_t>(n_acts * n_cols));
+      const int64_t begin = n_acts <= 8 ? n_rows * t / threads : 0;
+      const int64_t end = n_acts <= 8 ? n_rows * (t + 1) / threads : n_rows;
+      for (int64_t tile = n_acts <= 8 ? 0 : t; tile < w.n / n_cols; tile += n_acts <= 8 ? 1 : threads)
+        kernels.row_sum[type]({w, nullptr, begin, end - begin, h.data() + begin, n_rows, n_acts, tile * n_cols, n_cols,
+                               sums.data(), n_cols});
+    });
+    rate[threads - 1] = 2e-9 * static_cast<double>(n_rows * n_acts * w.n) / time;
+  }
+  const double weights = rate[1] / (2.0 * static_cast<double>(n_acts * w.n)) * static_cast<double>(w.stride);
+  std::printf("  row_sum %3ld acts  Gop/s  1 thread %7.1f   2 threads %7.1f   (weights %5.1f GB/s)\n",
+              static_cast<long>(n_acts), rate[0], rate[1], weights);
+}
+
 void bench_gemm(const Kernels& kernels, WeightType type, const WeightRows& w, const Activations& acts, int64_t n_acts) {
   const bool slow = std::string(kernels.isa) == "generic";
   // Few activations stream the weights: the whole matrix, so that no cache holds it.
@@ -171,7 +194,10 @@ void bench_isa(const Kernels& kernels, const std::string& only, int64_t n, const
     fill_rows(data.get(), type);
     const WeightRows w{data.get(), static_cast<size_t>(n / row_multiple(type.type)) * type.block_bytes, n};
     std::printf("%s %s, rows of %ld\n", kernels.isa, type.name, static_cast<long>(n));
-    if (gemm_only.empty()) bench_rows(kernels, type.type, w, acts.rows[0]);
+    if (gemm_only.empty()) {
+      bench_rows(kernels, type.type, w, acts.rows[0]);
+      for (int64_t n_acts : {1, 2, 4, 8, 64}) bench_row_sum(kernels, type.type, w, n_acts);
+    }
     for (int64_t n_acts : gemm_only.empty() ? std::vector<int64_t>{2, 4, 8, 32, 512} : gemm_only)
       bench_gemm(kernels, type.type, w, acts, n_acts);
   }
