@@ -5,11 +5,14 @@
 #include <numeric>
 #include <set>
 
+#include "core/devices.h"
 #include "core/engine_impl.h"
+#include "core/hybrid_planner.h"
 #include "core/placement_choice.h"
 #include "core/predictor.h"
 #include "core/relayout.h"
 #include "core/sidecar.h"
+#include "core/weight_placer.h"
 #include "core/weights.h"
 
 namespace hotset {
@@ -18,6 +21,7 @@ namespace {
 // Bytes that alignment may cost a layer in device memory: of each of its tensors less than 256.
 constexpr uint64_t kPaddingPerLayer = 256 * 20;
 constexpr double kOverSelection = 1.5;  // candidates per active unit that a prediction of mode predict takes for granted
+constexpr int64_t kSimulatedTokens = 400;
 constexpr uint64_t kMaxBudget = uint64_t{1} << 44;  // 16 TiB
 
 [[noreturn]] void fail(const std::string& what, const std::string& expected, const std::string& got,
@@ -58,8 +62,9 @@ class Outline {
   bool exact() const { return info_.mode != "dense"; }  // only active units are read
   const EngineInfo& info() const { return info_; }
   const Plan& plan() const { return impl_.plan(); }
-  std::shared_ptr<const Model> model() const { return impl_.model; }
   const ModelConfig& config() const { return impl_.model->config(); }
+  const std::shared_ptr<const Model>& model() const { return impl_.model; }
+  const std::shared_ptr<const Relayout>& rows() const { return rows_; }
   const Weights& weights() const { return rows_ ? rows_->weights() : impl_.weights(); }
 
   EngineBytes bytes() const {
@@ -75,6 +80,7 @@ class Outline {
     out.compute = info_.buffer_bytes - (n_rows - std::min(n_rows, n_sequences_)) * row - untouched_list_bytes();
     out.logits = 2 * n_sequences_ * static_cast<uint64_t>(p.n_vocab) * sizeof(float);
     out.predictor = info_.predictor_bytes;
+    if (request_.predictor) out.assumed_predictor_per_layer = predictor_per_layer();
     out.relayout = info_.relayout_bytes;
     out.device_compute = device_compute_;
     return out;
@@ -101,6 +107,10 @@ class Outline {
       if (info_.predictor_bytes_per_token > 0) {
         layer.predictor_bytes = info_.predictor_bytes_per_token / weights().layers.size();
         layer.over_selection = kOverSelection;
+      }
+      if (request_.predictor) {
+        layer.predictor_bytes = predictor_per_layer();
+        layer.over_selection = request_.predictor->over_selection;
       }
       layer.unit_bytes = bytes.unit_rows;
       layer.attention_bytes = bytes.attention;
@@ -143,6 +153,8 @@ class Outline {
     return static_cast<uint64_t>((all - touched) * n_buffers * static_cast<double>(plan().max_rows));
   }
 
+  uint64_t predictor_per_layer() const { return request_.predictor->n_bytes / weights().layers.size(); }
+
   // A row of everything that has one row per row of logits.
   uint64_t output_row_bytes() const {
     uint64_t out = 0;
@@ -163,6 +175,13 @@ class Outline {
     for (const auto& layer : r.frequencies)
       if (static_cast<int64_t>(layer.size()) != config().n_ff)
         fail("units of a layer's frequencies", cat(config().n_ff), cat(layer.size()), "use statistics of this model");
+    if (r.predictor && (info_.mode != "exact" || r.vram_budget == 0))
+      fail("assumed predictor", "mode exact and a vram budget", cat("mode ", info_.mode, ", ", r.vram_budget, " bytes"),
+           "plan for a GPU, with --mode exact");
+    if (r.predictor && r.predictor->n_bytes < weights().layers.size())
+      fail("bytes of the assumed predictor", cat("at least one for each of ", weights().layers.size(), " layers"),
+           cat(r.predictor->n_bytes), "state those of all layers");
+    if (!(r.step_us >= 0 && r.step_us <= 1e6)) fail("step_us", "0 to 1e6", cat(r.step_us), "pass what was measured");
     if (r.vram_budget == 0) return;
     if (info_.mode == "predict")
       throw UnsupportedModelError(error_text("plan", "mode predict", "a budget of 0: predictors run on the CPU",
@@ -255,6 +274,35 @@ std::optional<double> hot_share(const PlacementProblem& problem, const Placement
   return all > 0 ? std::optional(hot / all) : std::nullopt;
 }
 
+// The plan of both devices, over weights that are nowhere.
+Plan placed_plan(const Outline& outline, const Placement& placement, std::optional<WeightPlacer>& placer) {
+  const auto device = make_cpu_device({});
+  placer.emplace(*outline.model(), outline.rows(), placement, std::vector<std::vector<int32_t>>{}, *device,
+                 WeightPlacer::Options{.is_outline = true});
+  const Plan& cpu = outline.plan();
+  PlanOptions options{cpu.max_rows, cpu.max_output_rows, cpu.max_positions, cpu.kv.dtype};
+  options.exact = outline.exact();
+  return build_plan(outline.config(), placer->weights(), options);
+}
+
+SimulatedStep simulate_step(const Outline& outline, const PlacementProblem& problem, const Placement& placement,
+                            const PlanRequest& request) {
+  SimulatedCosts costs;
+  const int64_t block = KvLayout::kBlockPositions;
+  costs.n_positions = (outline.info().n_ctx + block - 1) / block * block / 2;
+  std::optional<WeightPlacer> placer;
+  std::optional<Plan> both;
+  if (placement.uses_device()) {
+    const MachineRates& rates = *request.rates;
+    costs.to_host_gbps = rates.pcie->d2h_gbps, costs.to_device_gbps = rates.pcie->h2d_gbps;
+    costs.flag_seconds = *rates.handoff_us * 1e-6 / 2;
+    costs.device_step_seconds = request.step_us * 1e-6;
+    both = placed_plan(outline, placement, placer);
+  }
+  const Plan& plan = both ? *both : outline.plan();
+  return {simulate(plan, problem, costs), simulate_firing(plan, problem, costs, kSimulatedTokens)};
+}
+
 }  // namespace
 
 EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& options, const PlanRequest& request) {
@@ -282,6 +330,7 @@ EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& 
     const PlacementProblem problem = outline.problem();
     out.placement = place(problem);
     out.gpu_active_share = hot_share(problem, out.placement);
+    if (request.simulate) out.simulated = simulate_step(outline, problem, out.placement, request);
   } else {
     out.placement.layers.resize(outline.weights().layers.size());
     out.tg_reason = "no rates of this machine: run 'hotset bench --machine'";

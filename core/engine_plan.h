@@ -12,8 +12,16 @@
 #include "core/machine_rates.h"
 #include "core/memory_plan.h"
 #include "core/placement.h"
+#include "core/simulate.h"
 
 namespace hotset {
+
+// A trained predictor that a plan takes for granted in mode exact, in place of detect matrices. For figures only: no
+// engine runs it on two devices.
+struct AssumedPredictor {
+  uint64_t n_bytes = 0;       // of all layers, read for every token; above 0
+  double over_selection = 1;  // candidates per active unit
+};
 
 struct PlanRequest {
   uint64_t vram_budget = 0;           // bytes of GPU memory; 0 = everything on the CPU
@@ -21,6 +29,15 @@ struct PlanRequest {
   // (n_layer, n_ff) share of tokens for which a unit is active, descending; empty = not known: every unit counts as
   // active. Only exact mode asks.
   std::vector<std::vector<double>> frequencies;
+  std::optional<AssumedPredictor> predictor;  // only with mode exact and a budget
+  bool simulate = false;                      // let the plan run on a simulated clock
+  double step_us = 0;                         // there, of every operation of the GPU beside its reads
+};
+
+// A decode step in a half-filled context by the clock of core/simulate.h.
+struct SimulatedStep {
+  Simulation expected;     // with lists of expected length
+  SimulatedSpread firing;  // with lists as tokens have them
 };
 
 struct EnginePlan {
@@ -31,6 +48,7 @@ struct EnginePlan {
   std::optional<double> tg_ts;             // predicted tokens per second of decoding in half-filled contexts
   std::string tg_reason;                   // why there is no prediction
   std::optional<double> gpu_active_share;  // share of the active units that are hot
+  std::optional<SimulatedStep> simulated;
   std::string pp_reason;                   // why there is none of prompts
   std::vector<std::string> notes;
   std::string steps;  // of the plan that the CPU runs, one a line

@@ -232,6 +232,13 @@ void GgufWriter::write(std::span<const std::byte> bytes) {
   n_in_current_ = 0;
 }
 
+void GgufWriter::leave_data_out() {
+  HS_CHECK(fd_ >= 0 && current_ == 0 && n_in_current_ == 0, "gguf_writer");
+  n_written_ += data_bytes_;
+  if (::ftruncate(fd_, static_cast<off_t>(n_written_)) != 0) fail("write", errno);
+  current_ = tensors_.size();
+}
+
 void GgufWriter::finish() {
   HS_CHECK(fd_ >= 0 && current_ == tensors_.size(), "gguf_writer");
   // A file renamed before its bytes are on the disk may be empty after a crash. Devices know no fsync (EINVAL).

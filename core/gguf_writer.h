@@ -75,6 +75,10 @@ class GgufWriter {
   // and any other failure, after which only destruction is left.
   void write(std::span<const std::byte> bytes);
 
+  // In place of write(), before any: the data stays a hole that reads as zeros and takes no room where the system keeps
+  // files with holes. Throws Error.
+  void leave_data_out();
+
   // Gives the file its name, once all its bytes are on the disk. Throws Error.
   void finish();
 

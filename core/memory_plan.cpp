@@ -72,7 +72,9 @@ MemoryPlan account(const Weights& weights, bool exact, const EngineBytes& engine
     const LayerPlacement& at = placement.layers[i];
     const uint64_t n = static_cast<uint64_t>(weights.layers[i].ffn_up.view.n_rows);
     const uint64_t hot = static_cast<uint64_t>(at.n_hot);
-    const uint64_t detected_there = at.detect == DetectPlace::kDevice ? n : hot;
+    const bool predicts = engine.assumed_predictor_per_layer > 0;
+    const uint64_t detected_there = at.detect == DetectPlace::kDevice && !predicts ? n : hot;
+    out.add("predictor", side(at.detect == DetectPlace::kDevice), engine.assumed_predictor_per_layer);
     out.add("attention", side(at.attention == Place::kDevice), bytes.attention);
     out.add("kv", side(at.attention == Place::kDevice), engine.kv_per_layer);
     out.add("detect", kGpu, detected_there * bytes.detect_row);

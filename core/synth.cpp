@@ -270,4 +270,22 @@ std::shared_ptr<const Model> load_synth(const SynthSpec& spec, const SynthOption
   return Model::load(file.path(), model);  // whose mapping keeps the memory
 }
 
+std::shared_ptr<const Model> outline_synth(const SynthSpec& spec, const ModelOptions& model) {
+  const MemoryFile file("hotset-outline");
+  GgufWriter writer(file.path());
+  declare(writer, resolve_synth(spec));
+  writer.start();
+  writer.leave_data_out();
+  writer.finish();
+  return Model::load(file.path(), model);
+}
+
+std::vector<double> synth_frequencies(const SynthSpec& spec) {
+  const SynthModel model = resolve_synth(spec);
+  std::vector<double> out;
+  for (const float z : ordered_units(model)) out.push_back(normal_cdf(static_cast<double>(z)));
+  std::sort(out.begin(), out.end(), std::greater<>());
+  return out;
+}
+
 }  // namespace hotset

@@ -317,7 +317,7 @@ std::shared_ptr<const Model> bench_model(const Args& args, const BenchFlags& fla
   if (!args.given("--synth")) return open_model(flags.model);
   if (args.given("-m") || args.given("-hf"))
     throw UsageError(error_text("bench", "two models", "-m FILE or --synth RECIPE", "both", "drop one"));
-  return load_synth(parse_recipe(flags.synth), synth_options(0), model_options(flags.model));
+  return load_synth(parse_recipe("bench --synth", flags.synth), synth_options(0), model_options(flags.model));
 }
 
 int64_t longest_test(const BenchFlags& flags) { return std::max(longest(flags.n_prompt), longest(flags.n_gen)); }

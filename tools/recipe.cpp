@@ -137,13 +137,13 @@ SynthSpec synth_spec(const std::string& where, const SynthFlags& flags) {
   return spec;
 }
 
-SynthSpec parse_recipe(const std::string& recipe) {
-  Args args("bench --synth", "A recipe: the options of 'hotset synth', as words of one text.");
+SynthSpec parse_recipe(const std::string& where, const std::string& recipe) {
+  Args args(where, "A recipe: the options of 'hotset synth', as words of one text.");
   SynthFlags flags;
   add_synth_flags(args, flags);
   if (args.parse(command_words(recipe)))
-    throw UsageError(error_text("bench --synth", "recipe", "a model", quoted(recipe), "see 'hotset synth --help'"));
-  return synth_spec("bench --synth", flags);
+    throw UsageError(error_text(where, "recipe", "a model", quoted(recipe), "see 'hotset synth --help'"));
+  return synth_spec(where, flags);
 }
 
 SynthOptions synth_options(int64_t n_threads) {

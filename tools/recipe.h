@@ -27,8 +27,8 @@ void add_synth_flags(Args& args, SynthFlags& flags);
 SynthSpec synth_spec(const std::string& where, const SynthFlags& flags);
 
 // The flags in one text, words between spaces: "llama shape=llama-1b type=q4_0 pure" means
-// "--arch llama --shape llama-1b --type q4_0 --pure"; both spellings mix. Throws UsageError.
-SynthSpec parse_recipe(const std::string& recipe);
+// "--arch llama --shape llama-1b --type q4_0 --pure"; both spellings mix. `where` is for messages. Throws UsageError.
+SynthSpec parse_recipe(const std::string& where, const std::string& recipe);
 
 // Options of making the model: Ctrl-C ends it, a terminal shows how far it is.
 SynthOptions synth_options(int64_t n_threads);
