@@ -12,6 +12,8 @@ install(FILES
 install(FILES cmake/engine.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/hotset COMPONENT library)
 install(DIRECTORY python/hotset/data/ DESTINATION ${CMAKE_INSTALL_DATADIR}/hotset COMPONENT library)
 
+install(DIRECTORY tools/machines DESTINATION ${CMAKE_INSTALL_DATADIR}/hotset COMPONENT library)
+
 install(EXPORT hotset_targets NAMESPACE hotset:: FILE hotset-targets.cmake
   DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/hotset COMPONENT library)
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/hotset-config-version.cmake COMPATIBILITY SameMinorVersion)

@@ -26,6 +26,15 @@ std::string installation_folder() {
   return folder.substr(0, folder.rfind('/'));
 }
 
+// A data file that comes with this program, "" when it is not there.
+std::string shipped_file(const std::string& name) {
+  for (const char* place : {"/share/hotset/", "/data/"}) {  // a CMake installation or build; the Python package
+    const std::string path = installation_folder() + place + name;
+    if (is_file(path)) return path;
+  }
+  return "";
+}
+
 // Warnings always, the rest when asked for.
 LogSink log_sink(const ModelFlags& flags) {
   return [verbose = flags.verbose](LogLevel level, const std::string& line) {
@@ -92,11 +101,13 @@ void add_prompt_flags(Args& args, PromptFlags& flags) {
 std::string default_model_path() {
   const char* stated = std::getenv("HOTSET_MODEL");
   if (stated != nullptr && *stated != '\0') return stated;
-  for (const char* place : {"/share/hotset/", "/data/"}) {  // a CMake installation or build; the Python package
-    const std::string path = installation_folder() + place + "demo-relu-q8_0.gguf";
-    if (is_file(path)) return path;
-  }
-  return "";
+  return shipped_file("demo-relu-q8_0.gguf");
+}
+
+std::string machine_rates_file(const std::string& asked) {
+  if (is_file(asked) || asked.find('/') != std::string::npos) return asked;
+  const std::string shipped = shipped_file("machines/" + asked + ".json");
+  return shipped.empty() ? asked : shipped;
 }
 
 std::string model_path(const ModelFlags& flags) {

@@ -78,6 +78,9 @@ std::string model_path(const ModelFlags& flags);
 // $HOTSET_MODEL, else the packaged model beside this program; "" when there is none.
 std::string default_model_path();
 
+// The file of machine rates that --machine means: a path, or the name of a machine that comes with this program.
+std::string machine_rates_file(const std::string& asked);
+
 ModelOptions model_options(const ModelFlags& flags);
 std::shared_ptr<const Model> open_model(const ModelFlags& flags);
 
