@@ -39,12 +39,18 @@ std::optional<int64_t> layer_of(const Plan& plan, const Op& any) {
   const auto named = [&](WeightId id) { return layer_of(plan.weights[static_cast<size_t>(id.index)].name); };
   return std::visit(
       [&](const auto& o) -> std::optional<int64_t> {
-        if constexpr (requires { o.layer; }) return o.layer;
-        else if constexpr (requires { o.down_t; }) return named(o.down_t);
-        else if constexpr (requires { o.planes; }) return named(o.planes);
-        else if constexpr (requires { o.table; }) return named(o.table);
-        else if constexpr (requires { o.weight; }) return named(o.weight);
-        else return std::nullopt;
+        if constexpr (requires { o.layer; })
+          return o.layer;
+        else if constexpr (requires { o.down_t; })
+          return named(o.down_t);
+        else if constexpr (requires { o.planes; })
+          return named(o.planes);
+        else if constexpr (requires { o.table; })
+          return named(o.table);
+        else if constexpr (requires { o.weight; })
+          return named(o.weight);
+        else
+          return std::nullopt;
       },
       any);
 }
@@ -161,7 +167,8 @@ class Clock {
         end_wait(lane, step, signalled_[static_cast<size_t>(wait->flag.index)]);
       else
         end_step(lane, step, any);
-      if (const auto* signal = std::get_if<op::Signal>(&any)) signalled_[static_cast<size_t>(signal->flag.index)] = step;
+      if (const auto* signal = std::get_if<op::Signal>(&any))
+        signalled_[static_cast<size_t>(signal->flag.index)] = step;
       ++at(lane).next;
       moved = true;
     }
@@ -171,8 +178,8 @@ class Clock {
   void end_wait(int32_t lane, size_t step, size_t signal) {
     const double seen = events_[signal].end + costs_.flag_seconds;
     const bool waited = seen > at(lane).time;
-    events_[step] = {{}, waited ? costs_.flag_seconds : 0, waited ? signal : at(lane).latest,
-                     std::max(seen, at(lane).time)};
+    events_[step] = {
+        {}, waited ? costs_.flag_seconds : 0, waited ? signal : at(lane).latest, std::max(seen, at(lane).time)};
     at(lane).time = events_[step].end, at(lane).latest = step;
   }
 
@@ -301,16 +308,16 @@ class Clock {
   const Plan& plan_;
   const PlacementProblem& problem_;
   const SimulatedCosts& costs_;
-  std::vector<Firing> firing_;   // of each layer
-  std::vector<int64_t> layer_;   // of each step
+  std::vector<Firing> firing_;  // of each layer
+  std::vector<int64_t> layer_;  // of each step
   bool predicts_ = false;
 
   // Of the running step.
   const ListLength* list_length_ = nullptr;
-  std::vector<double> lists_;         // of each buffer: units in its list
-  std::vector<int64_t> first_slot_;   // of each buffer of detect values: the slot of its first column
-  std::vector<size_t> signalled_;     // of each flag: the step that set it
-  std::vector<Event> events_;         // of each step
+  std::vector<double> lists_;        // of each buffer: units in its list
+  std::vector<int64_t> first_slot_;  // of each buffer of detect values: the slot of its first column
+  std::vector<size_t> signalled_;    // of each flag: the step that set it
+  std::vector<Event> events_;        // of each step
   std::array<Lane, kMaxLanes> lanes_;
 };
 

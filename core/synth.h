@@ -64,7 +64,8 @@ void write_synth(const SynthSpec& spec, const std::string& path, const SynthOpti
 std::shared_ptr<const Model> load_synth(const SynthSpec& spec, const SynthOptions& options, const ModelOptions& model);
 
 // The model in outline: names, shapes and types are those of write_synth, all values are zeros that take no memory, so
-// that models of any size can be planned and placed; to run it makes no sense. Throws as plan_synth, and OutOfMemoryError.
+// that models of any size can be planned and placed; to run it makes no sense. Throws as plan_synth, and
+// OutOfMemoryError.
 std::shared_ptr<const Model> outline_synth(const SynthSpec& spec, const ModelOptions& model = {});
 
 // Share of tokens for which each unit of a layer fires, descending; the same in all layers. Throws as plan_synth.

@@ -42,8 +42,8 @@ void declare(Args& args, PlanFlags& flags) {
   args.flag("--simulate", "let the plan run on a simulated clock", flags.simulates);
   args.real("--step-us", "simulated microseconds of every operation of the GPU beside its reads (0)", flags.step_us,
             {0, 1e6f});
-  args.text("--assume-predictor", "SIZE[:OVER]", "count on a trained predictor of that size, with OVER candidates per unit",
-            flags.predictor);
+  args.text("--assume-predictor", "SIZE[:OVER]",
+            "count on a trained predictor of that size, with OVER candidates per unit", flags.predictor);
   args.flag("--json", "print one JSON object", flags.as_json);
   args.flag("--dump", "print the list of steps that the CPU runs", flags.dumps);
 }
@@ -146,13 +146,14 @@ std::string simulation_text(const SimulatedStep& simulated) {
   const SimulatedSpread& firing = simulated.firing;
   const PathTime path = whole_path(expected);
   const auto percent = [&](double seconds) { return 100 * seconds / expected.seconds; };
-  std::string out =
-      text_of("simulated  %.2f tokens/s (%.2f if all tokens were alike): %.2f ms a token, 95 %% of them below %.2f ms\n",
-              1 / firing.mean_seconds, 1 / expected.seconds, 1e3 * firing.mean_seconds, 1e3 * firing.p95_seconds);
-  out += text_of("           busy: host %.0f %%, GPU %.0f %%; longest path: host %.0f %%, GPU %.0f %%, bus %.1f %%, "
-                 "flags %.1f %%\n",
-                 percent(expected.host_busy), percent(expected.device_busy), percent(path.host), percent(path.device),
-                 percent(path.bus), percent(path.flags));
+  std::string out = text_of(
+      "simulated  %.2f tokens/s (%.2f if all tokens were alike): %.2f ms a token, 95 %% of them below %.2f ms\n",
+      1 / firing.mean_seconds, 1 / expected.seconds, 1e3 * firing.mean_seconds, 1e3 * firing.p95_seconds);
+  out += text_of(
+      "           busy: host %.0f %%, GPU %.0f %%; longest path: host %.0f %%, GPU %.0f %%, bus %.1f %%, "
+      "flags %.1f %%\n",
+      percent(expected.host_busy), percent(expected.device_busy), percent(path.host), percent(path.device),
+      percent(path.bus), percent(path.flags));
   return out;
 }
 
@@ -255,8 +256,11 @@ int cmd_plan(const Words& words) {
     request.rates = request_for(*model, options, request.vram_budget).rates;
   }
   const bool is_made_up = !flags.synth.empty();
-  Report report{is_made_up ? "synth " + flags.synth : model->path(), model->type_text(),
-                is_made_up ? "" : find_sidecar(flags.device.sidecar, model->path()), request.vram_budget, {}};
+  Report report{is_made_up ? "synth " + flags.synth : model->path(),
+                model->type_text(),
+                is_made_up ? "" : find_sidecar(flags.device.sidecar, model->path()),
+                request.vram_budget,
+                {}};
   if (!report.sidecar.empty()) request.frequencies = sidecar_frequencies(report.sidecar, *model);
   report.plan = plan_engine(model, options, request);
   // The program, its libraries and the vocabulary, as they are in this process.

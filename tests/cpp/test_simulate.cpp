@@ -1,4 +1,5 @@
-// The simulated clock: plans whose times are worked out by hand, the prediction as its lower limit, and models in outline.
+// The simulated clock: plans whose times are worked out by hand, the prediction as its lower limit, and models in
+// outline.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -68,7 +69,8 @@ HandMadePlan forked_layer() {
   const BufferId x = p.buffer(1, kDeviceLane), detected = p.buffer(4, kDeviceLane);
   const BufferId cold = p.buffer(5, kSharedLane, BufferKind::kActive);
   const BufferId hot = p.buffer(3, kDeviceLane, BufferKind::kUnits);
-  const BufferId y_hot = p.buffer(1, kDeviceLane, BufferKind::kSums), y_back = p.buffer(1, kDeviceLane, BufferKind::kSums);
+  const BufferId y_hot = p.buffer(1, kDeviceLane, BufferKind::kSums),
+                 y_back = p.buffer(1, kDeviceLane, BufferKind::kSums);
   const BufferId y_cold = p.buffer(1, kSharedLane, BufferKind::kSums);
   const FlagId fork = p.flag(), join = p.flag();
   p.add(kDeviceLane, op::Detect{gate, {}, x, detected});
@@ -94,7 +96,8 @@ TEST_CASE("simulate: a forked layer takes what the longest way through it takes"
   costs.copy_seconds = 0.25, costs.flag_seconds = 0.5;
 
   // Detect 4 GB at 4: 1 s. Half a unit listed, 2 words over the bus: 0.25 + 1 s. Flag: 0.5 s. Half a cold unit of 4 GB,
-  // a quarter of the rows, at 0.5: 4 s. Flag: 0.5 s. A sum of 8 bytes back: 0.25 + 2 s. The hot ones, 1.5 s, are hidden.
+  // a quarter of the rows, at 0.5: 4 s. Flag: 0.5 s. A sum of 8 bytes back: 0.25 + 2 s. The hot ones, 1.5 s, are
+  // hidden.
   const Simulation out = simulate(p.plan, problem, costs);
   CHECK(out.seconds == doctest::Approx(9.5));
   CHECK(out.host_busy == doctest::Approx(4));
@@ -166,7 +169,7 @@ TEST_CASE("simulate: operations read what they need") {
                   {kHostLane, op::SelectUnits{detected, units}},
                   {kHostLane, listed(units, detected, gate, up, down, y)}};
   CHECK(simulate(p.plan, problem, costs).seconds == doctest::Approx(2 * 32 + 1 * (64 + 128)));  // one of two is active
-  p.plan.steps[2].op = listed(units, detected, {}, gate, down, y);                               // not gated
+  p.plan.steps[2].op = listed(units, detected, {}, gate, down, y);                              // not gated
   CHECK(simulate(p.plan, problem, costs).seconds == doctest::Approx(2 * 32 + 1 * 128));
 }
 
@@ -373,38 +376,6 @@ TEST_CASE("outline: the largest model of the paper is planned without its weight
   CHECK_THROWS_AS(plan_engine(model, options_of(true), request), std::invalid_argument);
   request.predictor.reset(), request.step_us = NAN;
   CHECK_THROWS_AS(plan_engine(model, options_of(true), request), std::invalid_argument);
-}
-
-TEST_CASE("outline: tensors are those of the model that is written, values are zeros") {
-  for (const char* arch : {"llama", "opt", "nemotron"})
-    for (const char* type : {"f16", "q4_k_m", "q8_0"}) {
-      CAPTURE(arch);
-      CAPTURE(type);
-      const Outline o = outline_of(arch, "relu", type);
-      SynthSpec spec = o.spec;
-      const auto written = load_synth(spec, {}, {});
-      REQUIRE(o.model->file().tensors().size() == written->file().tensors().size());
-      for (size_t i = 0; i < written->file().tensors().size(); ++i) {
-        const GgufTensor &a = o.model->file().tensors()[i], &b = written->file().tensors()[i];
-        CHECK(a.name == b.name);
-        CHECK(a.shape == b.shape);
-        CHECK(a.type == b.type);
-        CHECK(a.n_bytes == b.n_bytes);
-        CHECK(std::all_of(a.data, a.data + a.n_bytes, [](std::byte value) { return value == std::byte{0}; }));
-      }
-      CHECK(o.model->size_bytes() == written->size_bytes());
-    }
-}
-
-TEST_CASE("outline: frequencies have the density and the skew that were asked for") {
-  Outline o = outline_of("llama", "relu", "q8_0");
-  o.spec.sparsity = 0.9, o.spec.skew_top = 0.25, o.spec.skew_share = 0.8;
-  const std::vector<double> f = synth_frequencies(o.spec);
-  REQUIRE(f.size() == 768);
-  CHECK(std::is_sorted(f.rbegin(), f.rend()));
-  const double all = std::accumulate(f.begin(), f.end(), 0.0);
-  CHECK(all / 768 == doctest::Approx(0.1).epsilon(0.01));
-  CHECK(std::accumulate(f.begin(), f.begin() + 192, 0.0) / all == doctest::Approx(0.8).epsilon(0.01));
 }
 
 }  // namespace

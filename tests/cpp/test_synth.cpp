@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "core/devices.h"
+#include "core/gguf.h"
 #include "core/planner.h"
 #include "core/quantize.h"
 #include "core/synth.h"
@@ -370,6 +371,40 @@ TEST_CASE("synth: vocabularies are whole, without duplicates, and give text back
     CHECK(ids.size() < text.size());
     CHECK(tokenizer->decode(ids) == text);
   }
+}
+
+TEST_CASE("synth: outlines have the tensors of the model that is written, and zeros in them") {
+  for (const std::string& arch : families())
+    for (const char* type : {"f16", "q4_k_m", "q8_0"})
+      for (const bool neuron_major : {true, false}) {
+        CAPTURE(arch);
+        CAPTURE(type);
+        SynthSpec spec = tiny_spec(arch, type);
+        spec.neuron_major = neuron_major;
+        const auto outline = outline_synth(spec), written = load(spec);
+        const auto &a = outline->file().tensors(), &b = written->file().tensors();
+        REQUIRE(a.size() == b.size());
+        for (size_t i = 0; i < a.size(); ++i) {
+          CHECK(a[i].name == b[i].name);
+          CHECK(a[i].shape == b[i].shape);
+          CHECK(a[i].type == b[i].type);
+          CHECK(a[i].n_bytes == b[i].n_bytes);
+          const auto is_zero = [](std::byte value) { return value == std::byte{0}; };
+          CHECK(std::all_of(a[i].data, a[i].data + a[i].n_bytes, is_zero));
+        }
+        CHECK(outline->size_bytes() == plan_synth(spec).n_bytes);
+      }
+}
+
+TEST_CASE("synth: frequencies have the density and the skew that were asked for") {
+  SynthSpec spec = tiny_spec("llama");
+  spec.sparsity = 0.9, spec.skew_top = 0.25, spec.skew_share = 0.8;
+  const std::vector<double> f = synth_frequencies(spec);
+  REQUIRE(f.size() == 768);
+  CHECK(std::is_sorted(f.rbegin(), f.rend()));
+  const double all = std::accumulate(f.begin(), f.end(), 0.0);
+  CHECK(all / 768 == doctest::Approx(0.1).epsilon(0.01));
+  CHECK(std::accumulate(f.begin(), f.begin() + 192, 0.0) / all == doctest::Approx(0.8).epsilon(0.01));
 }
 
 }  // namespace

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +18,7 @@ from hotset.offline import placement
 from hotset.offline.placement import Layer, Problem, Rate, RatesByHand
 from hotset.offline.sidecar import Sidecar
 
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 HAND = ["--gpu-gbps", "900", "--pcie-gbps", "25", "--handoff-us", "10"]
 RATES = {"gpu_gbps": 900, "pcie_gbps": 25, "handoff_us": 10}
 
@@ -199,6 +202,65 @@ def test_the_command_plans(hotset, demo_model, machine):
     assert plain["vram_budget"] == 0 and any("no GPU" in note for note in plain["notes"])
     unknown = json.loads(hotset("plan", "-m", demo_model, "--json", env={"XDG_CACHE_HOME": "/nonexistent"}).stdout)
     assert unknown["predicted"]["tg_ts"] is None and "bench --machine" in unknown["predicted"]["tg_reason"]
+
+
+RECIPE = "opt shape=n_layer=12,n_embd=1024,n_ff=4096,n_head=16 type=q4_0 sparsity=0.95"
+
+
+def test_made_up_models_on_simulated_machines(hotset):
+    flags = ["--synth", RECIPE, "--mode", "exact", "--machine", "pc-low", "-c", "512", "--vram-budget", "200MiB"]
+    out = json.loads(hotset("plan", "--json", "--simulate", *flags).stdout)
+    assert out["model"] == f"synth {RECIPE}" and out["sidecar"] is None and len(out["layers"]) == 12
+    assert not any("every unit counts" in note for note in out["notes"])
+    simulated = out["simulated"]
+    path = simulated["path_seconds"]
+    assert sum(path.values()) == pytest.approx(1 / simulated["tg_ts_of_mean_lists"])
+    assert sum(sum(layer.values()) for layer in simulated["layers"]) <= sum(path.values())
+    assert simulated["tg_ts"] == pytest.approx(1e3 / simulated["mean_ms"])
+    assert simulated["tg_ts_of_mean_lists"] <= out["predicted"]["tg_ts"]  # attention fits the card: a limit
+    assert all(layer["attention"] == "device" for layer in out["layers"])
+    assert 0 < simulated["host_busy"] < 1 and 0 < simulated["device_busy"] <= 1
+
+    slow = json.loads(hotset("plan", "--json", "--simulate", "--step-us", "5", *flags).stdout)
+    assert slow["simulated"]["tg_ts"] < simulated["tg_ts"]
+    assumed = json.loads(hotset("plan", "--json", "--assume-predictor", "4MiB:1.5", *flags).stdout)
+    assert assumed["simulated"] is None and assumed["predicted"]["tg_ts"] > out["predicted"]["tg_ts"]
+    assert sum(each["bytes"] for each in assumed["components"] if each["name"] == "predictor") == (4 << 20) // 12 * 12
+    text = hotset("plan", "--simulate", *flags)
+    assert b"simulated " in text.stdout and b"longest path" in text.stdout
+
+
+def test_the_papers_table_is_made_by_the_tool(hotset_bin):
+    """One row, whose layer split is worked out by hand, and the document has the tables."""
+    sys.path.insert(0, str(TOOLS))
+    import paper_table
+
+    each = next(row for row in paper_table.PAPER if row.model == "LLaMA2-70B" and row.type_name == "q4_0")
+    split, n_gpu, n_layer = paper_table.layer_split(hotset_bin, each, 1 << 28)
+    weights = (2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28672) * 18 / 32 + 2 * 8192 * 4
+    kv = 640 * 2 * 1024 * 2
+    head = 8192 * 32000 * 18 / 32
+    assert (n_gpu, n_layer) == (int((22.5 * 2**30 - 2**28) / (weights + kv)), 80)
+    seconds = (weights + kv / 2) * (n_gpu / 857e9 + (80 - n_gpu) / 67.2e9) + head / 67.2e9
+    assert split == pytest.approx(1 / seconds, rel=1e-5)
+    speeds, places = paper_table.rows_of(hotset_bin, each)
+    document = (TOOLS.parent / "docs" / "SIMULATION.md").read_text()
+    assert speeds.count("|") == 13 and places.count("|") == 11
+    for row in paper_table.PAPER:
+        assert document.count(f"| {row.model} ") >= 2
+    names = ("speeds", "placements", "assumptions")
+    assert all(document.count(f"<!-- compare:simulated-{name} begin -->") == 1 for name in names)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["--synth", "opt", "--synth", "opt"], 2), (["--synth", "opt shape=none"], 2), (["--synth", "opt", "-m", "x"], 2),
+     (["--synth", RECIPE, "--assume-predictor", "many"], 2), (["--synth", RECIPE, "--machine", "pc-middle"], 1),
+     (["--synth", RECIPE, "--assume-predictor", "1MiB:0.5"], 2), (["--synth", RECIPE, "--assume-predictor", "1MiB"], 2),
+     (["--synth", RECIPE, "--step-us", "-1"], 2), (["--synth", f"{RECIPE} skew=0.1:0.99"], 2)],
+)  # fmt: skip
+def test_bad_recipes_and_machines_are_one_line(hotset, words, code):
+    assert_one_error_line(hotset("plan", *words), code)
 
 
 @pytest.mark.parametrize(
