@@ -313,7 +313,7 @@ EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& 
   out.steps = dump(outline.plan());
   out.pp_reason = "prompts are bound by arithmetic, whose rate is not measured";
   EngineBytes bytes = outline.bytes();
-  if (request.vram_budget > 0) {
+  if (request.vram_budget > 0 && !request.predictor) {  // an engine has no assumed predictors
     ChosenPlacement choice = choose_placement(outline.model(), options, request);
     const EngineImpl both(outline.model(), choice.options, /*is_outline=*/true);
     out.steps = dump(both.plan());
@@ -326,6 +326,7 @@ EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& 
     bytes.device_compute = info.device_bytes - info.device_kv_bytes - weights;
     bytes.compute = info.buffer_bytes - (info.device_bytes - info.device_kv_bytes - info.device_weight_bytes);
     bytes.handoff = info.shared_bytes;
+    if (request.simulate) out.simulated = simulate_step(outline, outline.problem(), out.placement, request);
   } else if (request.rates) {
     const PlacementProblem problem = outline.problem();
     out.placement = place(problem);
