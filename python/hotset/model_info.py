@@ -31,7 +31,14 @@ class ModelStats:
         active_share: share of units that were active in exact steps so far; None before the first.
         over_selection: candidates for each active unit in mode "predict" so far; None in other modes.
         kv_bytes_per_position: bytes of KV cache that one position takes.
-        buffer_bytes: bytes of activations and scratch.
+        buffer_bytes: bytes of activations and scratch, of all devices.
+        device_bytes: bytes taken of an accelerator's memory: weights, KV cache and buffers; 0 without one.
+        device_weight_bytes: those of them that are weights.
+        device_kv_bytes: those of them that are keys and values.
+        arena_bytes: bytes of host memory with copies of cold units' rows.
+        shared_bytes: bytes of host memory through which host and accelerator exchange their work.
+        gpu_active_share: share of the active units that the accelerator has, as far as frequencies are known; None
+            without one.
     """
 
     model: str
@@ -55,6 +62,12 @@ class ModelStats:
     over_selection: float | None
     kv_bytes_per_position: int
     buffer_bytes: int
+    device_bytes: int
+    device_weight_bytes: int
+    device_kv_bytes: int
+    arena_bytes: int
+    shared_bytes: int
+    gpu_active_share: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,7 +208,7 @@ RECIPE = "opt shape=n_layer=12,n_embd=1024,n_ff=4096,n_head=16 type=q4_0 sparsit
 
 
 def test_made_up_models_on_simulated_machines(hotset):
-    flags = ["--synth", RECIPE, "--mode", "exact", "--machine", "pc-low", "-c", "512", "--vram-budget", "200MiB"]
+    flags = ["--synth", RECIPE, "--mode", "exact", "--machine", "pc-low", "-c", "512", "-b", "64", "--vram-budget", "200MiB"]
     out = json.loads(hotset("plan", "--json", "--simulate", *flags).stdout)
     assert out["model"] == f"synth {RECIPE}" and out["sidecar"] is None and len(out["layers"]) == 12
     assert not any("every unit counts" in note for note in out["notes"])
