@@ -134,9 +134,9 @@ struct SelectUnits {
 };
 
 // The feed-forward network over units stored as rows: out (n_embd) = sum over the listed units u of h_u * down_t_u,
-// plus down_bias, where h_u = act(gate_u . in) * (up_u . in) or, without a gate, act(up_u . in). A unit left out counts as
-// h_u = 0. Without `units` every unit is summed, and h of all units can be had as well. Where `out` is of kind kSums it
-// gets the sums as they are, to be merged with another's.
+// plus down_bias, where h_u = act(gate_u . in) * (up_u . in) or, without a gate, act(up_u . in). A unit left out counts
+// as h_u = 0. Without `units` every unit is summed, and h of all units can be had as well. Where `out` is of kind kSums
+// it gets the sums as they are, to be merged with another's.
 struct SparseFfn {
   Activation activation;
   WeightId gate, gate_bias;  // (n_embd, n_ff) and (n_ff); both optional, absent with a list of kind kActive, whose

@@ -9,14 +9,14 @@ namespace hotset::cpu {
 namespace {
 
 // Tiles of the down pass with many rows: rows by columns of the output. With all units the unpacked weights of a tile
-// serve every row; with lists it goes by blocks of units, whose rows of ffn_down_t stay in the cache from one row's list
-// to the next.
+// serve every row; with lists it goes by blocks of units, whose rows of ffn_down_t stay in the cache from one row's
+// list to the next.
 struct TileSize {
   int64_t n_rows, n_cols;
   int64_t n_sums() const { return n_rows * n_cols; }
 };
 constexpr TileSize kDenseTile{64, 128}, kListedTile{16, 1024};
-constexpr int64_t kListedUnits = 512;
+constexpr int64_t kListedUnits = 1024;
 
 // A step computes listed units alone while at most this share of all units is listed, in percent; beyond that the dense
 // kernels are faster. Measured on a 2-core Zen 5 VM, llama-1b, Q4_0: see docs/BENCHMARKS.md, "Crossover".
@@ -24,8 +24,8 @@ constexpr int64_t kMostListedFew = 60;
 constexpr int64_t kMostListedMany = 35;
 constexpr int64_t kManyRows = 64;
 
-// Shares of a row's unit list, or of all units, that are computed as one task, for each worker: enough that a worker that
-// lost its core does not hold up the others, few enough that a share is long against its first cache misses.
+// Shares of a row's unit list, or of all units, that are computed as one task, for each worker: enough that a worker
+// that lost its core does not hold up the others, few enough that a share is long against its first cache misses.
 constexpr int64_t kSharesPerWorker = 4;
 
 // Units that an observer is shown at a time: two cache lines of a mask of one bit each, 16 tasks for a small layer.
@@ -54,10 +54,10 @@ void add_units(const StepContext& context, const FfnShape& shape, int64_t first,
 void add_listed(const StepContext& context, const FfnShape& shape, int64_t row, int64_t begin, int64_t end,
                 const DownPart& part) {
   const int32_t* const units = unit_list(shape.units, part.first_row + row).units;
-  context.kernels.row_sum[weight_type(shape.down_t.dtype)](
-      {weight_rows(shape.down_t), units + begin, 0, end - begin,
-       shape.h + (part.first_row + row) * shape.stride + begin, shape.stride, 1, part.first_col, part.n_cols,
-       part.sums + row * part.stride, part.stride});
+  context.kernels.row_sum[weight_type(shape.down_t.dtype)]({weight_rows(shape.down_t), units + begin, 0, end - begin,
+                                                            shape.h + (part.first_row + row) * shape.stride + begin,
+                                                            shape.stride, 1, part.first_col, part.n_cols,
+                                                            part.sums + row * part.stride, part.stride});
 }
 
 // Adds units [first, end) of every row, as far as they are listed.
@@ -232,9 +232,7 @@ void FfnListedPhase::compute_block(int64_t first, int64_t n, int32_t worker, con
 
 // Few rows: shares of the units, each with partial sums of its own, which may be cut into column tiles so that every
 // worker has something to do.
-int64_t FfnDownPhase::n_shares(const StepContext& context) {
-  return std::min(kMostUnitShares, list_shares(context));
-}
+int64_t FfnDownPhase::n_shares(const StepContext& context) { return std::min(kMostUnitShares, list_shares(context)); }
 
 int64_t FfnDownPhase::column_tile(const StepContext& context) const {
   const int64_t n_tiles = div_up(context.n_workers * 3, kMostUnitShares);

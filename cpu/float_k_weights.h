@@ -31,7 +31,6 @@ template <>
 constexpr bool kHasTail<WeightQ6_K> = false;
 
 struct SuperBlockReader {
-  static constexpr bool kSuperBlocks = true;
   static constexpr int64_t n_blocks(int64_t k) { return kSuperBlock / kBlock - block_of(k); }
   // Unsigned, so that divisions are shifts.
   static constexpr int64_t super_of(int64_t k) { return static_cast<int64_t>(static_cast<uint64_t>(k) / kSuperBlock); }

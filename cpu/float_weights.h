@@ -80,18 +80,11 @@ constexpr bool kHasTail<WeightQ8_0> = false;
 template <>
 constexpr bool kHasTail<WeightQ4_0> = false;
 
-// k, which is a multiple of kStep, a power of two, in a form that tells the compiler so.
-template <int64_t kStep>
-inline int64_t as_multiple_of(int64_t k) {
-  return static_cast<int64_t>(static_cast<uint64_t>(k) & ~static_cast<uint64_t>(kStep - 1));
-}
-
 // Reads blocks of 32 elements of a row, n_blocks(k) of them from element k on, all there are unless they share something
 // that is read beforehand: super-blocks have readers of their own, in float_k_weights.h. open(row, k, n) comes before
 // load(k) of blocks in [k, k + n), which n_blocks(k) reaches.
 template <class T>
 struct BlockReader {
-  static constexpr bool kSuperBlocks = false;
   static constexpr int64_t n_blocks(int64_t) { return int64_t{1} << 40; }
   void open(const std::byte* row_in, int64_t, int64_t) { row = row_in; }
   void load(int64_t k, Vec* out) const { load_block(T{}, row, k, out); }

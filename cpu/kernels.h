@@ -15,19 +15,20 @@
 //    rounded to float. Q6_K: s the exact int32 sum c0 * s0 + c1 * s1 over the two halves of the block with their int8
 //    scales (|s| < 2^24); lane[b % 16] = fma(d * d_a, float(s), lane[b % 16]). In order of b; same tree.
 //  - dot of bit planes (core/bit_planes.h): s the exact int32 sum of code * a over part i of block b, its columns
-//    4 i .. 4 i + 3; lane[b % 2 * 8 + i] = fma(d_a, float(s), lane[..]) in order of b; same tree. Blocks of 32 columns of
-//    the activation, whose last one may be filled up with zeros.
+//    4 i .. 4 i + 3; lane[b % 2 * 8 + i] = fma(d_a, float(s), lane[..]) in order of b; same tree. Blocks of 32 columns
+//    of the activation, whose last one may be filled up with zeros.
 //  - sum of units (down pass): integers, so that neither the order of the units nor their partition matters, not even
-//    over devices. A sum is an int64 in units of 2^-kSumBits (core/op.h), added modulo 2^64. What unit u of weight h adds
-//    to column c, where t(x) = x * 2^kSumBits:
-//    F32, F16, BF16: floor(t(h * w[u][c])), exact; h * w[u][c] must lie in [-2^15, 2^15).
-//    Blocks: S * q, q the block's integer in column c, offset included (-8..7 of Q4_0, -32..31 of Q6_K), and S = t(h * d)
-//    to the nearest integer, ties to even, h * d rounded to float. d is the block's scale (Q8_0, Q4_0), or that of its
-//    half (Q6_K: d * scale, exact in float). |h * d| must be less than 2^15.
-//    Q4_K, Q5_K: S_d * q - S_m, with d_s and d_m (see above) in place of d.
-//    h = 0 adds nothing, whatever the weights are. A contribution that is not as it must be poisons the sum, for blocks
-//    those of all 32 columns: it becomes INT64_MIN and stays that, NaN in the end. Sums of more than 2^27 wrap.
-//  - merged sums: INT64_MIN if either is, else a + b modulo 2^64. Value: NaN, else float(sum) * 2^-kSumBits, one rounding.
+//    over devices. A sum is an int64 in units of 2^-kSumBits (core/op.h), added modulo 2^64. What unit u of weight h
+//    adds to column c, where t(x) = x * 2^kSumBits:
+//    - F32, F16, BF16: floor(t(h * w[u][c])), exact; h * w[u][c] must lie in [-2^15, 2^15).
+//    - blocks: S * q, q the block's integer in column c, offset included (-8..7 of Q4_0, -32..31 of Q6_K), and
+//      S = t(h * d) to the nearest integer, ties to even, h * d rounded to float. d is the block's scale (Q8_0, Q4_0),
+//      or that of its half (Q6_K: d * scale, exact in float). |h * d| must be less than 2^15.
+//    - Q4_K, Q5_K: S_d * q - S_m, with d_s and d_m (see above) in place of d.
+//    - h = 0: nothing, whatever the weights are.
+//    A contribution that is not as it must be poisons the sum, for blocks those of all 32 columns: it becomes INT64_MIN
+//    and stays that, NaN in the end. Sums of more than 2^27 wrap.
+//  - merged sums: INT64_MIN if either is, else a + b modulo 2^64. Value: NaN, else float(sum) * 2^-kSumBits.
 //  - element-wise functions (exp, silu) are polynomials over fma, the same operations per element everywhere.
 #pragma once
 
@@ -96,7 +97,8 @@ struct GemmArgs {
 };
 
 // sums[a * sums_stride + c] += what unit list ? list[i] : first_unit + i adds to column first_col + c with the weight
-// h[a * h_stride + i], for i < n_units, c < n_cols, a < n_acts. first_col and n_cols are multiples of 32 for block types.
+// h[a * h_stride + i], for i < n_units, c < n_cols, a < n_acts. first_col and n_cols are multiples of 32 for block
+// types.
 struct RowSumArgs {
   WeightRows w;
   const int32_t* list;  // unit numbers in ascending order, or nullptr for first_unit, first_unit + 1, ...

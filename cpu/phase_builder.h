@@ -25,7 +25,7 @@ class PhaseBuilder {
   void allocate_buffers();
   void mark_block_inputs();
   int64_t most_units() const;
-  bool has_unit_lists() const;  // whether a SparseFfn of this lane has
+  bool has_unit_lists() const;              // whether a SparseFfn of this lane has
   int64_t few_rows(bool with_lists) const;  // FfnShape::partial_rows
   void allocate_activations(size_t buffer);
 

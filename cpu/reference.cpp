@@ -65,12 +65,9 @@ Parts weight_parts(WeightType type, const std::byte* row, int64_t i) {
       const std::byte* block = row + i / kBlock * 34;
       return {f16_value(read<uint16_t>(block)), read<int8_t>(block + 2 + in_block)};
     }
-    case kWeightQ4_K:
-      return k_weight_at(row + i / kSuperBlock * 144, in_super, false);
-    case kWeightQ5_K:
-      return k_weight_at(row + i / kSuperBlock * 176, in_super, true);
-    case kWeightQ6_K:
-      return q6_k_weight_at(row + i / kSuperBlock * 210, in_super);
+    case kWeightQ4_K: return k_weight_at(row + i / kSuperBlock * 144, in_super, false);
+    case kWeightQ5_K: return k_weight_at(row + i / kSuperBlock * 176, in_super, true);
+    case kWeightQ6_K: return q6_k_weight_at(row + i / kSuperBlock * 210, in_super);
     default: {
       const std::byte* block = row + i / kBlock * 18;
       const int both = read<uint8_t>(block + 2 + in_block % 16);
@@ -156,8 +153,7 @@ double weight_at(WeightType type, const std::byte* row, int64_t i) {
       const uint32_t bits = static_cast<uint32_t>(read<uint16_t>(row + i * 2)) << 16;
       return read<float>(reinterpret_cast<const std::byte*>(&bits));
     }
-    default:
-      return weight_parts(type, row, i).value();
+    default: return weight_parts(type, row, i).value();
   }
 }
 

@@ -1,5 +1,5 @@
-// Exact sums of units for AVX2. Blocks: S is split into balanced 16-bit words, its limbs: S = sum of limb[i] * 2^(16 i).
-// Their products with the integers of two units are added up by vpmaddwd in int32, and merged to int64 once a pass.
+// Exact sums of units for AVX2. Blocks: S is split into balanced 16-bit words, its limbs: S = sum of limb[i] * 2^(16
+// i). Their products with the integers of two units are added up by vpmaddwd in int32, and merged to int64 once a pass.
 #include "cpu/sum_avx2_vec.h"
 #include "cpu/sum_floats.h"
 
@@ -19,7 +19,9 @@ struct Quad {
 };
 
 inline __m256i load256(const std::byte* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
-inline __m256i low_bits(__m256i v, int n) { return _mm256_and_si256(v, _mm256_set1_epi8(static_cast<char>((1 << n) - 1))); }
+inline __m256i low_bits(__m256i v, int n) {
+  return _mm256_and_si256(v, _mm256_set1_epi8(static_cast<char>((1 << n) - 1)));
+}
 inline __m256i shift_right(__m256i v, int n) { return _mm256_srl_epi16(v, _mm_cvtsi32_si128(n)); }
 inline float half_value(const std::byte* at) { return _cvtsh_ss(load_u16(at)); }
 
@@ -104,7 +106,7 @@ struct Limbs {
 
 // What is known of all S of one activation in a block.
 struct BlockScales {
-  __m128i largest = _mm_setzero_si128();    // of the bits of |h * d|: NaN is larger than all
+  __m128i largest = _mm_setzero_si128();     // of the bits of |h * d|: NaN is larger than all
   __m256i minimum = _mm256_setzero_si256();  // sums of S_m
 };
 
@@ -121,7 +123,8 @@ inline __m256i to_sums(__m128 h, __m128 d, BlockScales& all) {
 // The limbs of S: words of S + 0x8000.., less 0x8000 each, the highest as it is.
 inline void split(__m256i s, int32_t* out) {
   const __m256i bias = _mm256_set1_epi64x(0x0000800080008000);
-  const __m256i pairs = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
+  const __m256i pairs =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
   const __m256i words = _mm256_xor_si256(_mm256_add_epi64(s, bias), bias);
   _mm256_store_si256(reinterpret_cast<__m256i*>(out), _mm256_shuffle_epi8(words, pairs));
 }
@@ -136,7 +139,8 @@ inline BlockScales weigh_all(const Quad* quads, int64_t n_units, const float* h,
     const int64_t n = n_units - 4 * k < 4 ? n_units - 4 * k : 4;
     const __m128i last = _mm_cmpgt_epi32(_mm_set1_epi32(static_cast<int>(n)), _mm_setr_epi32(0, 1, 2, 3));
     const __m128 by = n == 4 ? _mm_loadu_ps(h + 4 * k) : _mm_maskload_ps(h + 4 * k, last);
-    for (int i = 0; i < (has_halves(Format::kType) ? 2 : 1); ++i) split(to_sums(by, quads[k].d[i], all), out[k].half[i]);
+    for (int i = 0; i < (has_halves(Format::kType) ? 2 : 1); ++i)
+      split(to_sums(by, quads[k].d[i], all), out[k].half[i]);
     if constexpr (has_minimum(Format::kType)) all.minimum = _mm256_add_epi64(all.minimum, to_sums(by, quads[k].m, all));
   }
   return all;
@@ -152,7 +156,8 @@ inline void add_half(const Quad* quads, const Limbs* limbs, int64_t n_quads, int
   for (int limb = 0; limb < n_limbs; ++limb) {
     __m256i a0 = _mm256_setzero_si256(), a1 = a0, b0 = a0, b1 = a0;
     for (int64_t k = 0; k < n_quads; ++k) {
-      const __m256i ab = _mm256_set1_epi32(limbs[k].half[half][limb]), cd = _mm256_set1_epi32(limbs[k].half[half][4 + limb]);
+      const __m256i ab = _mm256_set1_epi32(limbs[k].half[half][limb]),
+                    cd = _mm256_set1_epi32(limbs[k].half[half][4 + limb]);
       a0 = _mm256_add_epi32(a0, _mm256_madd_epi16(quads[k].q[0][2 * i], ab));
       a1 = _mm256_add_epi32(a1, _mm256_madd_epi16(quads[k].q[0][2 * i + 1], ab));
       b0 = _mm256_add_epi32(b0, _mm256_madd_epi16(quads[k].q[1][2 * i], cd));
@@ -196,7 +201,8 @@ void block_sums(const RowSumArgs& args) {
     Ahead<Format::kType> ahead(args, next, args.n_cols / kBlock);
     for (int64_t c = 0; c < args.n_cols; c += kBlock) {
       Quad quads[kPassQuads];
-      for (int64_t k = 0; k < n_quads; ++k) load_quad<Format>(pass.rows + 4 * k, (args.first_col + c) / kBlock, quads[k]);
+      for (int64_t k = 0; k < n_quads; ++k)
+        load_quad<Format>(pass.rows + 4 * k, (args.first_col + c) / kBlock, quads[k]);
       ahead.go_on();
       for (int64_t a = 0; a < args.n_acts; ++a)
         sum_block<Format>(quads, pass.n_units, pass.h + a * args.h_stride, args.sums + a * args.sums_stride + c);

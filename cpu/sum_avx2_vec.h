@@ -12,8 +12,8 @@ constexpr int64_t kDoubles = 4;
 typedef __m256d Doubles;
 typedef __m256i Sums;
 
-// Rounds down while it lives. The compiler does not know; but what it rounds is read from memory after the mode was set,
-// and written before it is set back: both are barriers for memory.
+// Rounds down while it lives. The compiler does not know; but what it rounds is read from memory after the mode was
+// set, and written before it is set back: both are barriers for memory.
 class RoundDown {
  public:
   RoundDown() : before_(_mm_getcsr()) { set((before_ & ~0x6000u) | 0x2000u); }

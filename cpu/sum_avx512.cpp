@@ -1,5 +1,5 @@
-// Exact sums of units for AVX-512. Blocks: S is split into balanced bytes, its limbs: S = sum of limb[i] * 2^(8 i). Their
-// products with the integers of four units are added up by vpdpbusd in int32, and merged to int64 once a pass.
+// Exact sums of units for AVX-512. Blocks: S is split into balanced bytes, its limbs: S = sum of limb[i] * 2^(8 i).
+// Their products with the integers of four units are added up by vpdpbusd in int32, and merged to int64 once a pass.
 #include "cpu/sum_avx512_quad.h"
 #include "cpu/sum_avx512_vec.h"
 #include "cpu/sum_floats.h"
@@ -9,7 +9,8 @@ namespace {
 
 // ---- blocks ---------------------------------------------------------------------------------------------------------
 
-// Rows that go past the sums together. |sum of a limb| <= 4 * kPassQuads * 255 * 128 < 2^22: two limbs still make an int32.
+// Rows that go past the sums together. |sum of a limb| <= 4 * kPassQuads * 255 * 128 < 2^22: two limbs still make an
+// int32.
 constexpr int64_t kPassQuads = kPassUnits / 4;
 constexpr int64_t kHalf = kBlock / 2;
 
@@ -35,8 +36,8 @@ inline void to_integers(__m512 scaled, __m512i* s) {
   s[1] = _mm512_cvtps_epi64(_mm512_extractf32x8_ps(scaled, 1));
 }
 
-// S of h and d, h scaled by 2^kSumBits beforehand: the same as after h * d was rounded, but where h * d is subnormal, whose
-// S is 0 anyway. Good for nothing if `all.largest` gets too large.
+// S of h and d, h scaled by 2^kSumBits beforehand: the same as after h * d was rounded, but where h * d is subnormal,
+// whose S is 0 anyway. Good for nothing if `all.largest` gets too large.
 inline void to_sums(__m512 h, __m512 d, StripScales& all, __m512i* s) {
   const __m512 p = _mm512_mul_ps(h, d);
   const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(p), _mm512_set1_epi32(0x7fffffff));
@@ -60,8 +61,7 @@ inline void split(const __m512i* s, int set, Limbs& out) {
   const __m512i bias = _mm512_set1_epi64(0x0080808080808080);
   const __m512i pairs = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
   __m512i z[2];  // 128-bit lanes: A and B, C and D, byte by byte
-  for (int i = 0; i < 2; ++i)
-    z[i] = _mm512_shuffle_epi8(_mm512_xor_si512(_mm512_add_epi64(s[i], bias), bias), pairs);
+  for (int i = 0; i < 2; ++i) z[i] = _mm512_shuffle_epi8(_mm512_xor_si512(_mm512_add_epi64(s[i], bias), bias), pairs);
   const __m512i ab = _mm512_shuffle_i64x2(z[0], z[1], 0x88), cd = _mm512_shuffle_i64x2(z[0], z[1], 0xdd);
   out.low[set] = _mm512_unpacklo_epi16(ab, cd);
   out.high[set] = _mm512_unpackhi_epi16(ab, cd);
@@ -120,12 +120,13 @@ inline StripScales weigh_all(const Quad* quads, int64_t n_units, const float* h,
 // The sum of A, B, C and D of lane l, in out[kTotalAt[l]].
 constexpr int kTotalAt[4] = {0, 4, 1, 5};
 inline __m512i lane_totals(const __m512i* pair) {
-  const __m512i ab_cd = _mm512_add_epi64(_mm512_unpacklo_epi64(pair[0], pair[1]), _mm512_unpackhi_epi64(pair[0], pair[1]));
+  const __m512i ab_cd =
+      _mm512_add_epi64(_mm512_unpacklo_epi64(pair[0], pair[1]), _mm512_unpackhi_epi64(pair[0], pair[1]));
   return _mm512_add_epi64(ab_cd, _mm512_permutex_epi64(ab_cd, 0x4e));
 }
 
-// Less what the sums of each block (Q6_K: half block) are too high by: the integers' offset, and the minima. Block (half
-// block) i at out[i / 4][kTotalAt[i % 4]].
+// Less what the sums of each block (Q6_K: half block) are too high by: the integers' offset, and the minima. Block
+// (half block) i at out[i / 4][kTotalAt[i % 4]].
 template <class Format>
 inline void find_correction(const StripScales& all, int64_t (*out)[8]) {
   for (int set = 0; set < (Format::kHalfScales ? 2 : 1); ++set) {
@@ -160,20 +161,13 @@ inline void add_eight(int64_t* sums, __m512i by) {
 // Limb i in every dword of a lane.
 [[gnu::always_inline]] inline __m512i limb_of(__m512i low, __m512i high, int i) {
   switch (i) {
-    case 0:
-      return _mm512_shuffle_epi32(low, static_cast<_MM_PERM_ENUM>(0x00));
-    case 1:
-      return _mm512_shuffle_epi32(low, static_cast<_MM_PERM_ENUM>(0x55));
-    case 2:
-      return _mm512_shuffle_epi32(low, static_cast<_MM_PERM_ENUM>(0xaa));
-    case 3:
-      return _mm512_shuffle_epi32(low, static_cast<_MM_PERM_ENUM>(0xff));
-    case 4:
-      return _mm512_shuffle_epi32(high, static_cast<_MM_PERM_ENUM>(0x00));
-    case 5:
-      return _mm512_shuffle_epi32(high, static_cast<_MM_PERM_ENUM>(0x55));
-    default:
-      return _mm512_shuffle_epi32(high, static_cast<_MM_PERM_ENUM>(0xaa));
+    case 0: return _mm512_shuffle_epi32(low, static_cast<_MM_PERM_ENUM>(0x00));
+    case 1: return _mm512_shuffle_epi32(low, static_cast<_MM_PERM_ENUM>(0x55));
+    case 2: return _mm512_shuffle_epi32(low, static_cast<_MM_PERM_ENUM>(0xaa));
+    case 3: return _mm512_shuffle_epi32(low, static_cast<_MM_PERM_ENUM>(0xff));
+    case 4: return _mm512_shuffle_epi32(high, static_cast<_MM_PERM_ENUM>(0x00));
+    case 5: return _mm512_shuffle_epi32(high, static_cast<_MM_PERM_ENUM>(0x55));
+    default: return _mm512_shuffle_epi32(high, static_cast<_MM_PERM_ENUM>(0xaa));
   }
 }
 

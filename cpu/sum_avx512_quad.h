@@ -1,7 +1,7 @@
 // Four rows at a time as AVX-512 sums units of block types: their integers and scales. Private to cpu/sum_avx512.cpp.
 //
-// Strips of a row are four blocks, 128 columns; blocks of a strip are its halves times 16 columns. Eight vectors hold the
-// integers of a strip of four units A, B, C, D as unsigned bytes, (A, B, C, D) of a column in each dword: what
+// Strips of a row are four blocks, 128 columns; blocks of a strip are its halves times 16 columns. Eight vectors hold
+// the integers of a strip of four units A, B, C, D as unsigned bytes, (A, B, C, D) of a column in each dword: what
 // vpdpbusd multiplies. Lane l of vector 4 s + v has columns 4 v .. 4 v + 3 of one half block, which the format's
 // half_of(s, l) names.
 #pragma once
@@ -49,11 +49,12 @@ struct SumQ4 : Q4 {
   // `strip`: where the strip starts in each row; n: blocks of it that the rows have.
   static void load(const std::byte* const* strip, int64_t n, Quad& out) {
     const __mmask32 first = words_mask(9 * n, 0), rest = words_mask(9 * n, 32);
-    const __m512i pick = _mm512_setr_epi32(1 | 2 << 16, 3 | 4 << 16, 5 | 6 << 16, 7 | 8 << 16, 10 | 11 << 16, 12 | 13 << 16,
-                                           14 | 15 << 16, 16 | 17 << 16, 19 | 20 << 16, 21 | 22 << 16, 23 | 24 << 16,
-                                           25 | 26 << 16, 28 | 29 << 16, 30 | 31 << 16, 32 | 33 << 16, 34 | 35 << 16);
-    const __m512i scales = _mm512_setr_epi32(0, 0, 9 | 9 << 16, 9 | 9 << 16, 18 | 18 << 16, 18 | 18 << 16, 27 | 27 << 16,
-                                             27 | 27 << 16, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m512i pick =
+        _mm512_setr_epi32(1 | 2 << 16, 3 | 4 << 16, 5 | 6 << 16, 7 | 8 << 16, 10 | 11 << 16, 12 | 13 << 16,
+                          14 | 15 << 16, 16 | 17 << 16, 19 | 20 << 16, 21 | 22 << 16, 23 | 24 << 16, 25 | 26 << 16,
+                          28 | 29 << 16, 30 | 31 << 16, 32 | 33 << 16, 34 | 35 << 16);
+    const __m512i scales = _mm512_setr_epi32(0, 0, 9 | 9 << 16, 9 | 9 << 16, 18 | 18 << 16, 18 | 18 << 16,
+                                             27 | 27 << 16, 27 | 27 << 16, 0, 0, 0, 0, 0, 0, 0, 0);
     __m512i q[4], d[4];
     for (int u = 0; u < 4; ++u) {
       const __m512i x = _mm512_maskz_loadu_epi16(first, strip[u]);
@@ -105,7 +106,8 @@ struct SumQ8 : Q8 {
 
 // f16 values of dwords' low halves, of A, B, C, D, in every lane.
 inline __m512 half_lanes(__m128i dwords) {
-  const __m128i shorts = _mm_shuffle_epi8(dwords, _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1));
+  const __m128i shorts =
+      _mm_shuffle_epi8(dwords, _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1));
   return _mm512_broadcast_f32x4(_mm_cvtph_ps(shorts));
 }
 
@@ -121,10 +123,10 @@ inline void load_k_scales(const KStrip& at, Quad& out) {
   header = _mm512_inserti32x4(header, load128(at.super[1]), 1);
   header = _mm512_inserti32x4(header, load128(at.super[2]), 2);
   header = _mm512_inserti32x4(header, load128(at.super[3]), 3);
-  const __m512i low = _mm512_srlv_epi32(_mm512_shuffle_epi32(header, static_cast<_MM_PERM_ENUM>(0xed)),
-                                        _mm512_set4_epi32(4, 0, 0, 0));
-  const __m512i high = _mm512_srli_epi32(
-      _mm512_maskz_shuffle_epi32(0xaaaa, header, static_cast<_MM_PERM_ENUM>(2 << 6 | 1 << 2)), 2);
+  const __m512i low =
+      _mm512_srlv_epi32(_mm512_shuffle_epi32(header, static_cast<_MM_PERM_ENUM>(0xed)), _mm512_set4_epi32(4, 0, 0, 0));
+  const __m512i high =
+      _mm512_srli_epi32(_mm512_maskz_shuffle_epi32(0xaaaa, header, static_cast<_MM_PERM_ENUM>(2 << 6 | 1 << 2)), 2);
   const __m512i bytes =
       _mm512_or_si512(_mm512_and_si512(low, _mm512_set4_epi32(0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f)),
                       _mm512_and_si512(high, _mm512_set1_epi32(0x30303030)));
@@ -133,7 +135,8 @@ inline void load_k_scales(const KStrip& at, Quad& out) {
   const __m512i picked = _mm512_permutexvar_epi32(pick, bytes);  // lane 0: scales of A, B, C, D; lane 1: minima
   const __m512i by_block = _mm512_shuffle_epi8(
       picked, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
-  const __m512i d = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), header);
+  const __m512i d =
+      _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), header);
   const __m128i halfs = _mm512_castsi512_si128(d);
   const auto scaled = [](__m128i scale_bytes, __m512 by) {
     return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(scale_bytes)), by);
@@ -205,8 +208,7 @@ struct SumQ6K : Q6K {
     const __m128i ab = _mm_unpacklo_epi8(bytes(0), bytes(1)), cd = _mm_unpacklo_epi8(bytes(2), bytes(3));
     const __m512 by = half_lanes(_mm_setr_epi32(d(0), d(1), d(2), d(3)));
     const __m128i scales[2] = {_mm_unpacklo_epi16(ab, cd), _mm_unpackhi_epi16(ab, cd)};
-    for (int s = 0; s < 2; ++s)
-      out.d[s] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(scales[s])), by);
+    for (int s = 0; s < 2; ++s) out.d[s] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(scales[s])), by);
     load_k_integers<SumQ6K>(at, 64 * at.half, kHighAt + 32 * at.half, out);
   }
 };

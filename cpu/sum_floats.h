@@ -9,7 +9,7 @@ namespace hotset::cpu {
 namespace {
 
 constexpr int64_t kBinade = INT64_MIN | int64_t{0x7ff} << 52;  // the bits that all of [2^52, 2^53) share
-constexpr int64_t kColumns = 4 * kDoubles;                    // that one activation's rows go past at a time
+constexpr int64_t kColumns = 4 * kDoubles;                     // that one activation's rows go past at a time
 
 inline int64_t whole_bits() {
   int64_t bits;
@@ -52,7 +52,8 @@ inline void sum_columns_one(const RowSumArgs& args, const SumPass& pass, int64_t
       bad[v] = or_differences(bad[v], t, bits_of(whole));
     }
   }
-  const Sums too_much = splat_sum(static_cast<int64_t>(static_cast<uint64_t>(pass.n_units) * static_cast<uint64_t>(whole_bits())));
+  const Sums too_much =
+      splat_sum(static_cast<int64_t>(static_cast<uint64_t>(pass.n_units) * static_cast<uint64_t>(whole_bits())));
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) add_checked(args.sums + c + v * kDoubles, sub(sums[v], too_much), bad[v], kBinade);
 }
@@ -141,7 +142,8 @@ inline double scale_h(const RowSumArgs& args, const SumPass& pass, int64_t a, in
 
 // Adds a tile for activations [a, a + n), n <= 4.
 template <WeightType type>
-inline void sum_acts(const RowSumArgs& args, const SumPass& pass, int64_t c, int64_t a, int64_t n, const FloatTile& tile) {
+inline void sum_acts(const RowSumArgs& args, const SumPass& pass, int64_t c, int64_t a, int64_t n,
+                     const FloatTile& tile) {
   double h[4][kPassUnits];
   const double most = scale_h(args, pass, a, n, h) * tile.largest;  // of a product, nearly
   int64_t* const sums = args.sums + a * args.sums_stride + c;

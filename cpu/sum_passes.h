@@ -45,7 +45,7 @@ class SumPasses {
  private:
   const RowSumArgs& args_;
   int64_t at_ = 0;
-  int64_t most_ = 8;
+  int64_t most_ = 16;
   const int64_t most_ever_;
 };
 

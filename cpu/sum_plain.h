@@ -54,8 +54,7 @@ inline SumBlock read_block(Q8, const std::byte* row, int64_t b) {
 inline SumBlock read_block(Q4, const std::byte* row, int64_t b) {
   const std::byte* const at = row + b * Q4::kBytes;
   SumBlock out;
-  for (int64_t i = 0; i < kBlock; ++i)
-    out.q[i] = (sum_byte(at, 2 + i % 16) >> (i < 16 ? 0 : 4) & 15) - Q4::kOffset;
+  for (int64_t i = 0; i < kBlock; ++i) out.q[i] = (sum_byte(at, 2 + i % 16) >> (i < 16 ? 0 : 4) & 15) - Q4::kOffset;
   out.d[0] = out.d[1] = f16_to_f32(load_u16(at));
   out.minimum = 0.0f;
   return out;
@@ -94,7 +93,8 @@ inline SumBlock read_block(Q6K, const std::byte* row, int64_t b) {
   const float d = f16_to_f32(load_u16(super + Q6K::kDAt));
   SumBlock out;
   for (int64_t i = 0; i < kBlock; ++i)
-    out.q[i] = ((sum_byte(low, i) >> in_half / 2 * 4 & 15) | (sum_byte(high, i) >> 2 * in_half & 3) << 4) - Q6K::kOffset;
+    out.q[i] =
+        ((sum_byte(low, i) >> in_half / 2 * 4 & 15) | (sum_byte(high, i) >> 2 * in_half & 3) << 4) - Q6K::kOffset;
   for (int64_t i = 0; i < 2; ++i)
     out.d[i] = d * static_cast<float>(static_cast<int8_t>(super[Q6K::kScalesAt + 2 * in_super + i]));
   out.minimum = 0.0f;

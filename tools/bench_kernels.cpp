@@ -1,6 +1,6 @@
 // Rates of the CPU's kernels for weights: GB/s of dot_rows and row_sum on a matrix much bigger than the caches,
-// next to plain reads of the same memory, and Gop/s (2 per multiply-add) of row_sum and gemm. Best of several runs, with 1 and 2
-// threads.
+// next to plain reads of the same memory, and Gop/s (2 per multiply-add) of row_sum and gemm. Best of several runs,
+// with 1 and 2 threads.
 // Usage: bench_kernels [isa [type [row length [activations..]]]], e.g. bench_kernels avx512 F16 2048, or only of gemm
 // with so many activations, bench_kernels avx512 Q4_0 2048 2 4 8
 #include <algorithm>

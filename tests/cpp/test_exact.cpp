@@ -99,7 +99,8 @@ TEST_CASE("exact: no unit, every unit and every other unit active") {
       CAPTURE(every);
       GgufWriter writer = tiny_writer(spec_of(family, DType::kF32));
       std::vector<float> bias(101);
-      for (size_t i = 0; i < bias.size(); ++i) bias[i] = every > 0 && i % static_cast<size_t>(every) == 0 ? 1e2f : -1e2f;
+      for (size_t i = 0; i < bias.size(); ++i)
+        bias[i] = every > 0 && i % static_cast<size_t>(every) == 0 ? 1e2f : -1e2f;
       for (const char* layer : {"blk.0.", "blk.1."})
         writer.tensor(std::string(layer) + (family.activation == Activation::kRelu ? "ffn_gate" : "ffn_up") + ".bias")
             .data.assign(reinterpret_cast<const char*>(bias.data()), bias.size() * sizeof(float));

@@ -1,5 +1,5 @@
-// Sums of units: every instruction set gives the integers of the rule in cpu/kernels.h, which cpu/reference.cpp has as a
-// plain loop; in any order, any partition, any number of rows at once.
+// Sums of units: every instruction set gives the integers of the rule in cpu/kernels.h, which cpu/reference.cpp has as
+// a plain loop; in any order, any partition, any number of rows at once.
 #include <algorithm>
 #include <numeric>
 
@@ -33,11 +33,16 @@ struct SumInput {
   }
   int64_t h_stride() const { return shape.n_units + 5; }
   RowSumArgs args(int64_t* sums, int64_t stride) const {
-    return {m.view(),     shape.use_list ? list.data() : nullptr,
-            shape.n_units + 1, shape.n_units,
-            h.data(),     h_stride(),
-            shape.n_acts, shape.first_col,
-            shape.n_cols, sums,
+    return {m.view(),
+            shape.use_list ? list.data() : nullptr,
+            shape.n_units + 1,
+            shape.n_units,
+            h.data(),
+            h_stride(),
+            shape.n_acts,
+            shape.first_col,
+            shape.n_cols,
+            sums,
             stride};
   }
 
@@ -58,7 +63,8 @@ void check_sums(const std::vector<Kernels>& tables, const SumInput& in) {
     const int64_t stride = c.n_cols + 3;
     Guarded<int64_t> sums(c.n_acts * stride - 3);
     for (int64_t i = 0; i < sums.size(); ++i) sums[i] = -7;
-    for (int64_t a = 0; a < c.n_acts; ++a) std::copy_n(in.start.data() + a * c.n_cols, c.n_cols, sums.data() + a * stride);
+    for (int64_t a = 0; a < c.n_acts; ++a)
+      std::copy_n(in.start.data() + a * c.n_cols, c.n_cols, sums.data() + a * stride);
     k.row_sum[c.type](in.args(sums.data(), stride));
     for (int64_t a = 0; a < c.n_acts; ++a) {
       const auto* got = sums.data() + a * stride;
@@ -98,7 +104,8 @@ TEST_CASE("sums of units: h of all sizes") {
     for (int64_t n_acts : {1, 3, 17})
       for (int most = -40; most <= 17; most += 3) {
         SumInput in(random, any_case(random, type, 90, n_acts), Scale::kOrdinary);
-        for (int64_t i = 0; i < in.h.size(); ++i) in.h[i] = std::ldexp(in.h[i], most - static_cast<int>(random.below(3)));
+        for (int64_t i = 0; i < in.h.size(); ++i)
+          in.h[i] = std::ldexp(in.h[i], most - static_cast<int>(random.below(3)));
         check_sums(tables, in);
       }
 }
@@ -117,9 +124,12 @@ TEST_CASE("sums of units: many units of the largest contributions") {
       for (int64_t i = 0; i < in.m.bytes.size(); ++i) first[i] = std::byte{0xff};
       for (int64_t row = 0; row < in.m.n_rows; ++row) {
         std::byte* const at = first + in.m.row_at(row);
-        if (type == kWeightF32) for (int64_t i = 0; i < n; ++i) std::memcpy(at + 4 * i, "\0\0\x80\x3f", 4);
-        if (type == kWeightBF16) for (int64_t i = 0; i < n; ++i) std::memcpy(at + 2 * i, "\x80\x3f", 2);
-        if (type == kWeightF16) for (int64_t i = 0; i < n; ++i) std::memcpy(at + 2 * i, &one, 2);
+        if (type == kWeightF32)
+          for (int64_t i = 0; i < n; ++i) std::memcpy(at + 4 * i, "\0\0\x80\x3f", 4);
+        if (type == kWeightBF16)
+          for (int64_t i = 0; i < n; ++i) std::memcpy(at + 2 * i, "\x80\x3f", 2);
+        if (type == kWeightF16)
+          for (int64_t i = 0; i < n; ++i) std::memcpy(at + 2 * i, &one, 2);
         const size_t block = reference::row_bytes(type, row_multiple(type));
         for (size_t b = 0; is_block_type(type) && b < reference::row_bytes(type, n); b += block) {
           std::memcpy(at + b + (type == kWeightQ6_K ? 208 : 0), &one, 2);
@@ -146,13 +156,18 @@ TEST_CASE("sums of units: what is too large or no number poisons its columns, bu
         for (int hit = 0; hit < round; ++hit) {  // round 0: a sane matrix
           const size_t at = in.m.row_at(random.below(in.m.n_rows)) +
                             static_cast<size_t>(random.below(in.m.n / row_multiple(type))) * block;
-          const uint16_t half = kHalves[random.below(4)], wide[2] = {0, static_cast<uint16_t>(random.below(2) ? 0x7f80 : 0xffc0)};
+          const uint16_t half = kHalves[random.below(4)],
+                         wide[2] = {0, static_cast<uint16_t>(random.below(2) ? 0x7f80 : 0xffc0)};
           if (type == kWeightF32)
             std::memcpy(in.m.bytes.data() + at, wide, 4);
           else if (type == kWeightBF16)
             std::memcpy(in.m.bytes.data() + at, wide + 1, 2);
           else
-            std::memcpy(in.m.bytes.data() + at + (type == kWeightQ6_K ? 208 : block > 100 && hit % 2 ? 2 : 0), &half, 2);
+            std::memcpy(in.m.bytes.data() + at +
+                            (type == kWeightQ6_K      ? 208
+                             : block > 100 && hit % 2 ? 2
+                                                      : 0),
+                        &half, 2);
         }
         if (round % 4 == 3) {
           const float kHard[] = {INFINITY, -INFINITY, NAN, 0x1p30f, 0x1p127f, -32000.0f, 33000.0f, -0.0f, 0x1p-149f};
