@@ -236,6 +236,11 @@ TEST_CASE("simulate: the mean over tokens is the expected maximum of two normal 
   }
 }
 
+struct ReluFamily {
+  const char *arch, *activation;
+};
+constexpr ReluFamily kReluFamilies[] = {{"llama", "relu"}, {"opt", "relu"}, {"arcee", "relu2"}};
+
 struct Outline {
   SynthSpec spec;
   std::shared_ptr<const Model> model;
@@ -291,10 +296,10 @@ LayerPlacement random_layer(std::mt19937_64& random, int64_t n_units, bool exact
 TEST_CASE("simulate: the prediction of a placement is its lower limit") {
   std::mt19937_64 random(5);
   const auto device = make_cpu_device({});
-  for (const auto& [arch, activation] : {std::pair{"llama", "relu"}, {"opt", "relu"}, {"arcee", "relu2"}})
+  for (const ReluFamily& family : kReluFamilies)
     for (const bool exact : {true, false})
       for (const bool attention_on_device : {true, false}) {
-        const Outline o = outline_of(arch, activation, "q8_0");
+        const Outline o = outline_of(family.arch, family.activation, "q8_0");
         PlanRequest request;
         request.vram_budget = uint64_t{1} << 30, request.rates = made_up_rates();
         request.frequencies.assign(4, synth_frequencies(o.spec));
@@ -302,7 +307,7 @@ TEST_CASE("simulate: the prediction of a placement is its lower limit") {
         SimulatedCosts costs{request.rates->pcie->d2h_gbps, request.rates->pcie->h2d_gbps};
         costs.flag_seconds = *request.rates->handoff_us * 1e-6 / 2, costs.n_positions = 128;
         for (int round = 0; round < 40; ++round) {
-          CAPTURE(arch);
+          CAPTURE(family.arch);
           CAPTURE(round);
           Placement placement;
           placement.head = random() % 2 ? Place::kDevice : Place::kHost;
@@ -328,11 +333,11 @@ TEST_CASE("simulate: the prediction of a placement is its lower limit") {
 }
 
 TEST_CASE("simulate: one lane takes what is predicted, and the embedding's row") {
-  for (const auto& [arch, activation] : {std::pair{"llama", "relu"}, {"opt", "relu"}, {"arcee", "relu2"}})
+  for (const ReluFamily& family : kReluFamilies)
     for (const bool exact : {true, false}) {
-      CAPTURE(arch);
+      CAPTURE(family.arch);
       CAPTURE(exact);
-      const Outline o = outline_of(arch, activation, "q4_0");
+      const Outline o = outline_of(family.arch, family.activation, "q4_0");
       PlanRequest request;
       request.rates = made_up_rates(), request.simulate = true;
       request.frequencies.assign(4, synth_frequencies(o.spec));
