@@ -166,7 +166,10 @@ EngineOptions engine_options(const ModelFlags& model, const DeviceFlags& device,
 }
 
 void check_device_flags(const DeviceFlags& flags, const EngineInfo& info) {
-  if (info.device != "cpu") return;
+  if (info.device != "cpu") {
+    if (flags.adapt == "on") write_note("note: no effect, this version exchanges no units while generating: --adapt on");
+    return;
+  }
   if (flags.kv_place == "device") {
     throw DeviceError(
         error_text("options", "--kv-place device", "a GPU for the KV cache", "the CPU alone", "use --kv-place auto"));
