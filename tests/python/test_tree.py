@@ -88,7 +88,9 @@ def test_includes_follow_the_layers(file):
 
 
 # Benchmarks of kernels and of the machine look below the public header on purpose.
-BELOW_THE_SURFACE = {"tools/bench_handoff.cpp", "tools/bench_kernels.cpp", "tools/bench_machine.cpp", "tools/machine.cpp"}
+BELOW_THE_SURFACE = {
+    "tools/bench_handoff.cpp", "tools/bench_kernels.cpp", "tools/bench_machine.cpp", "tools/machine.cpp",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("file", [f for f in files("tools", "python") if not f.endswith((".py", ".pyi"))])
