@@ -119,6 +119,51 @@ TEST_CASE("simulate: a forked layer takes what the longest way through it takes"
   // Six of the device's steps, none of the host's: Detect, two SelectUnits, SparseFfn, Copy, MergeSums.
   costs.device_step_seconds = 10;
   CHECK(simulate(p.plan, problem, costs).seconds == doctest::Approx(66));
+  // And the one of the host's: SparseFfn.
+  costs.device_step_seconds = 0, costs.host_step_seconds = 10;
+  CHECK(simulate(p.plan, problem, costs).host_busy == doctest::Approx(10 + 2 / 100.0));
+}
+
+TEST_CASE("simulate: a side that detects for itself lists its own slots") {
+  PlacementProblem problem;
+  problem.layers = {layer_of({1, 0.5, 0.25, 0.125}, {4, {}}, {1, {}})};
+  for (const bool on_host : {true, false}) {
+    CAPTURE(on_host);
+    const int32_t lane = on_host ? kHostLane : kDeviceLane;
+    HandMadePlan p;
+    const WeightId gate = p.weight("blk.0.ffn_gate.weight", 2, 1);
+    const WeightId up = p.weight("blk.0.ffn_up.weight", 2, 2), down = p.weight("blk.0.ffn_down_t.weight", 2, 2);
+    const BufferId x = p.buffer(1, lane), detected = p.buffer(2, lane);
+    const BufferId units = p.buffer(3, lane, BufferKind::kUnits);
+    p.add(lane, op::Detect{gate, {}, x, detected});
+    p.add(lane, op::SelectUnits{detected, units});
+    p.add(lane, listed(units, detected, gate, up, down, x));
+    // Detect 2 GB. The host has the last two slots, 0.375 units of 4 GB; the device the first two, 1.5 units.
+    CHECK(simulate(p.plan, problem, {}).seconds == doctest::Approx(on_host ? 2 + 1.5 : (2 + 6) / 4.0));
+    p.plan.steps[1].op = op::SelectUnits{detected, units, {}, UnitSet::kActive, 1, 1};  // the last slot of the side
+    CHECK(simulate(p.plan, problem, {}).seconds == doctest::Approx(on_host ? 2 + 0.5 : (2 + 2) / 4.0));
+  }
+}
+
+TEST_CASE("simulate: a copied list is as long as expected, and so is its copy") {
+  HandMadePlan p;
+  const WeightId gate = p.weight("blk.0.ffn_gate.weight", 2, 1), down = p.weight("blk.0.ffn_down_t.weight", 2, 2);
+  const BufferId x = p.buffer(1, kDeviceLane), detected = p.buffer(2, kDeviceLane);
+  const BufferId units = p.buffer(3, kDeviceLane, BufferKind::kUnits);
+  const BufferId copied = p.buffer(3, kSharedLane, BufferKind::kUnits), y = p.buffer(1, kHostLane, BufferKind::kSums);
+  const FlagId fork = p.flag();
+  p.add(kDeviceLane, op::Detect{gate, {}, x, detected});
+  p.add(kDeviceLane, op::SelectUnits{detected, units});
+  p.add(kDeviceLane, op::Copy{units, copied});
+  p.add(kDeviceLane, op::Signal{fork});
+  p.add(kHostLane, op::Wait{fork});
+  p.add(kHostLane, listed(copied, {}, {}, {}, down, y));
+  PlacementProblem problem;
+  problem.layers = {layer_of({1, 0.5}, {4, {}}, {1, {}})};
+  SimulatedCosts costs;
+  costs.to_host_gbps = 8e-9;  // 8 bytes a second
+  // Detect 2 GB at 4: 0.5 s. Length and 1.5 units, 10 bytes: 1.25 s. 1.5 rows of 2 GB on the host: 3 s.
+  CHECK(simulate(p.plan, problem, costs).seconds == doctest::Approx(4.75));
 }
 
 TEST_CASE("simulate: a predictor in place of the detect matrix") {
