@@ -109,8 +109,9 @@ struct EngineInfo {
   uint64_t device_kv_bytes = 0;      // part of it: of n_ctx positions for each of n_sequences
   uint64_t arena_bytes = 0;          // host memory with the rows of cold units
   uint64_t shared_bytes = 0;         // host memory through which hand-offs go
-  double gpu_active_share = 0;       // of the active units, as far as frequencies are known; else of all
-  double predicted_tg_ts = 0;        // tokens per second that the placement reckons with; 0 = not known
+  double gpu_active_share = 0;  // of the active units, as far as frequencies are known, else of all; 0 with a given
+                                // placement
+  double predicted_tg_ts = 0;   // tokens per second that the placement reckons with; 0 = not known
 };
 
 // Memory of a pretend card for which no budget was given.

@@ -76,7 +76,7 @@ class EngineImpl {
   void add_accelerator(const EngineOptions& options, bool is_outline);
   void take_device_kv(const EngineOptions& options, bool is_outline);
   void fill_info(EngineInfo& info) const;
-  std::vector<std::vector<int32_t>> units_by_slot(const EngineOptions& options) const;
+  int64_t blocks_per_sequence() const { return (n_ctx_ + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions; }
 
   std::shared_ptr<const Relayout> choose_weights(const EngineOptions& options, bool is_outline) const;
   std::unique_ptr<const Predictor> make_predictor(const EngineOptions& options) const;

@@ -5,9 +5,7 @@
 #include <numeric>
 #include <set>
 
-#include "core/devices.h"
 #include "core/engine_impl.h"
-#include "core/hybrid_planner.h"
 #include "core/placement_choice.h"
 #include "core/predictor.h"
 #include "core/relayout.h"
@@ -18,8 +16,8 @@
 namespace hotset {
 namespace {
 
-// Bytes that alignment may cost a layer in device memory: of each of its tensors less than 256.
-constexpr uint64_t kPaddingPerLayer = 256 * 20;
+// Bytes that alignment may cost a layer in device memory: a layer has at most 20 tensors.
+constexpr uint64_t kPaddingPerLayer = WeightPlacer::kAlignment * 20;
 constexpr double kOverSelection = 1.5;  // candidates per active unit that a prediction of mode predict takes for granted
 constexpr int64_t kSimulatedTokens = 400;
 constexpr uint64_t kMaxBudget = uint64_t{1} << 44;  // 16 TiB
@@ -64,7 +62,6 @@ class Outline {
   const Plan& plan() const { return impl_.plan(); }
   const ModelConfig& config() const { return impl_.model->config(); }
   const std::shared_ptr<const Model>& model() const { return impl_.model; }
-  const std::shared_ptr<const Relayout>& rows() const { return rows_; }
   const Weights& weights() const { return rows_ ? rows_->weights() : impl_.weights(); }
 
   EngineBytes bytes() const {
@@ -126,15 +123,14 @@ class Outline {
 
  private:
   // What a device takes beside weights, keys and values when it has a part in everything, which is the most it takes.
-  uint64_t most_device_compute(EngineOptions options) const {
+  uint64_t most_device_compute(const EngineOptions& options) const {
     Placement all;
     const LayerPlacement nearly{config().n_ff - 1, exact() ? DetectPlace::kDevice : DetectPlace::kSplit, Place::kDevice};
     all.layers.assign(weights().layers.size(), nearly);
     all.head = Place::kDevice;
-    options.device = "virtual", options.mode = exact() ? "exact" : "dense";
-    options.predictor = "";
-    options.placement = std::make_shared<const Placement>(std::move(all));
-    const EngineInfo info = EngineImpl(impl_.model, options, /*is_outline=*/true).info();
+    EngineOptions without_predictor = options;  // which check() refuses with words of its own
+    without_predictor.mode = exact() ? "exact" : "dense", without_predictor.predictor = "";
+    const EngineInfo info = outline_with(impl_.model, without_predictor, std::move(all))->info();
     return info.device_bytes - info.device_kv_bytes - info.device_weight_bytes +
            kPaddingPerLayer * (weights().layers.size() + 1);
   }
@@ -263,49 +259,35 @@ std::vector<std::vector<double>> sidecar_frequencies(const std::string& path, co
 
 namespace {
 
-// Share of the activations that hot units have; nothing where no unit is ever active.
-std::optional<double> hot_share(const PlacementProblem& problem, const Placement& placement) {
-  double hot = 0, all = 0;
-  for (size_t i = 0; i < problem.layers.size(); ++i) {
-    const auto& f = problem.layers[i].frequency;
-    hot += std::accumulate(f.begin(), f.begin() + placement.layers[i].n_hot, 0.0);
-    all += std::accumulate(f.begin(), f.end(), 0.0);
-  }
-  return all > 0 ? std::optional(hot / all) : std::nullopt;
-}
-
-// The plan of both devices, over weights that are nowhere.
-Plan placed_plan(const Outline& outline, const Placement& placement, std::optional<WeightPlacer>& placer) {
-  const auto device = make_cpu_device({});
-  placer.emplace(*outline.model(), outline.rows(), placement, std::vector<std::vector<int32_t>>{}, *device,
-                 WeightPlacer::Options{.is_outline = true});
-  const Plan& cpu = outline.plan();
-  PlanOptions options{cpu.max_rows, cpu.max_output_rows, cpu.max_positions, cpu.kv.dtype};
-  options.exact = outline.exact();
-  return build_plan(outline.config(), placer->weights(), options);
-}
-
-SimulatedStep simulate_step(const Outline& outline, const PlacementProblem& problem, const Placement& placement,
+SimulatedStep simulate_step(const Outline& outline, const Plan& plan, const PlacementProblem& problem,
                             const PlanRequest& request) {
   SimulatedCosts costs;
   const int64_t block = KvLayout::kBlockPositions;
   costs.n_positions = (outline.info().n_ctx + block - 1) / block * block / 2;
-  std::optional<WeightPlacer> placer;
-  std::optional<Plan> both;
-  if (placement.uses_device()) {
+  if (plan.n_lanes() > 1) {
     const MachineRates& rates = *request.rates;
     costs.to_host_gbps = rates.pcie->d2h_gbps, costs.to_device_gbps = rates.pcie->h2d_gbps;
     costs.flag_seconds = *rates.handoff_us * 1e-6 / 2;
     costs.device_step_seconds = request.step_us * 1e-6;
-    both = placed_plan(outline, placement, placer);
   }
-  const Plan& plan = both ? *both : outline.plan();
   return {simulate(plan, problem, costs), simulate_firing(plan, problem, costs, kSimulatedTokens)};
+}
+
+// What an engine of both devices takes beside weights, keys and values.
+void set_compute(const Outline& outline, const EngineInfo& both, const Placement& placement, EngineBytes& bytes) {
+  uint64_t weights = 0;  // without what aligns them
+  for (const MemoryComponent& each : account(outline.weights(), outline.exact(), {}, placement).components)
+    weights += each.device == "gpu" ? each.bytes : 0;
+  bytes.device_compute = both.device_bytes - both.device_kv_bytes - weights;
+  bytes.compute = both.buffer_bytes - (both.device_bytes - both.device_kv_bytes - both.device_weight_bytes);
+  bytes.handoff = both.shared_bytes;
 }
 
 }  // namespace
 
-EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& options, const PlanRequest& request) {
+EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& given, const PlanRequest& request) {
+  EngineOptions options = given;
+  if (request.vram_budget > 0) options.units_by_slot = units_by_slot(given, *model);
   const Outline outline(std::move(model), options, request);
   EnginePlan out;
   out.engine = outline.info();
@@ -313,30 +295,26 @@ EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& 
   out.steps = dump(outline.plan());
   out.pp_reason = "prompts are bound by arithmetic, whose rate is not measured";
   EngineBytes bytes = outline.bytes();
-  if (request.vram_budget > 0 && !request.predictor) {  // an engine has no assumed predictors
-    ChosenPlacement choice = choose_placement(outline.model(), options, request);
-    const EngineImpl both(outline.model(), choice.options, /*is_outline=*/true);
-    out.steps = dump(both.plan());
-    out.placement = std::move(choice.placement);
-    out.gpu_active_share = choice.gpu_active_share;
-    const EngineInfo info = both.info();
-    uint64_t weights = 0;  // without what aligns them
-    for (const MemoryComponent& each : account(outline.weights(), outline.exact(), {}, out.placement).components)
-      weights += each.device == "gpu" ? each.bytes : 0;
-    bytes.device_compute = info.device_bytes - info.device_kv_bytes - weights;
-    bytes.compute = info.buffer_bytes - (info.device_bytes - info.device_kv_bytes - info.device_weight_bytes);
-    bytes.handoff = info.shared_bytes;
-    if (request.simulate) out.simulated = simulate_step(outline, outline.problem(), out.placement, request);
-  } else if (request.rates) {
+  if (request.rates) {
     const PlacementProblem problem = outline.problem();
-    out.placement = place(problem);
+    std::shared_ptr<const EngineImpl> both;
+    if (request.vram_budget > 0 && !request.predictor) {
+      ChosenPlacement choice = choose_placement(outline.model(), options, problem);
+      out.placement = std::move(choice.placement), both = std::move(choice.outline);
+      out.steps = dump(both->plan());
+      set_compute(outline, both->info(), out.placement, bytes);
+    } else {  // an engine has no assumed predictors
+      out.placement = place(problem);
+      if (out.placement.uses_device()) both = outline_with(outline.model(), options, out.placement);
+    }
+    out.tg_ts = 1 / out.placement.seconds;
     out.gpu_active_share = hot_share(problem, out.placement);
-    if (request.simulate) out.simulated = simulate_step(outline, problem, out.placement, request);
+    if (request.simulate)
+      out.simulated = simulate_step(outline, out.placement.uses_device() ? both->plan() : outline.plan(), problem, request);
   } else {
     out.placement.layers.resize(outline.weights().layers.size());
     out.tg_reason = "no rates of this machine: run 'hotset bench --machine'";
   }
-  if (out.placement.seconds > 0) out.tg_ts = 1 / out.placement.seconds;
   out.memory = account(outline.weights(), outline.exact(), bytes, out.placement);
   if (outline.exact() && request.frequencies.empty())
     out.notes.push_back(

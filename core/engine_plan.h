@@ -51,7 +51,7 @@ struct EnginePlan {
   std::optional<SimulatedStep> simulated;
   std::string pp_reason;                   // why there is none of prompts
   std::vector<std::string> notes;
-  std::string steps;  // of the plan that the CPU runs, one a line
+  std::string steps;  // of the plan, one a line: the CPU's, or with a GPU budget and no assumed predictor both lanes'
 };
 
 // Rates given by hand in place of those of a file: GPU and bus both ways in GB/s, the hand-off in microseconds; nothing
@@ -66,8 +66,11 @@ void apply(const RatesByHand& by_hand, MachineRates& rates);
 // that make no sense, and Error for a positive budget without rates of a GPU, its bus and the hand-off.
 EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& options, const PlanRequest& request);
 
-// What placement reckons with: the options' rates, and where a GPU's were not measured those of a card of the middle
-// class; frequencies as the sidecar has them.
+// The rates, and where those of a GPU were not measured those of a card of the middle class; without any also those of
+// a common PC. `budget` is the card's memory.
+MachineRates complete_rates(const MachineRates* measured, uint64_t budget);
+
+// What an engine with an accelerator plans with: the options' rates, completed, and the sidecar's frequencies.
 PlanRequest request_for(const Model& model, const EngineOptions& options, uint64_t budget);
 
 // The file that --sidecar means: a path, "none", or "auto", the one beside the model if there is one; "" for none.

@@ -133,8 +133,7 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
   params_.observer = options.observer;
   memory_limit_ = physical_memory_bytes();
   device_ = make_device(options);
-  const int64_t blocks_each = (n_ctx_ + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions;
-  pool_ = std::make_unique<KvBlockPool>(options.n_sequences > 0 ? blocks_each * options.n_sequences : INT32_MAX);
+  pool_ = std::make_unique<KvBlockPool>(options.n_sequences > 0 ? blocks_per_sequence() * options.n_sequences : INT32_MAX);
   if (options.device == "virtual") {
     add_accelerator(options, is_outline);
   } else {

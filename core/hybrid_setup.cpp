@@ -1,21 +1,19 @@
 // What an engine with an accelerator is made of: weights brought to both sides, KV memory taken.
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "core/devices.h"
 #include "core/engine_impl.h"
+#include "core/engine_plan.h"
 #include "core/placement_choice.h"
-#include "core/sidecar.h"
 
 namespace hotset {
 namespace {
 
 std::string load_line(const EngineInfo& info, const Placement& placement, uint64_t budget, double seconds) {
   const auto mib = [](uint64_t n) { return cat((n + (1 << 19)) >> 20, " MiB"); };
-  int64_t n_attention = 0, n_whole = 0;
+  int64_t n_attention = 0;
   for (const LayerPlacement& each : placement.layers) n_attention += each.attention == Place::kDevice;
-  for (const LayerPlacement& each : placement.layers) n_whole += each.detect == DetectPlace::kHost && each.n_hot == 0;
   std::string out = cat("[engine] ", info.device, ": ", mib(info.device_bytes), " of ", mib(budget), " taken (weights ",
                         mib(info.device_weight_bytes), ", kv ", mib(info.device_kv_bytes), "): attention of ", n_attention,
                         " of ", placement.layers.size(), " layers, ", std::lround(100 * info.gpu_active_share),
@@ -34,25 +32,18 @@ std::unique_ptr<Device> make_accelerator(const EngineOptions& options, const std
   return make_virtual_device(card);
 }
 
-}  // namespace
-
-std::vector<std::vector<int32_t>> EngineImpl::units_by_slot(const EngineOptions& options) const {
-  if (options.units_by_slot) return *options.units_by_slot;
-  const std::string path = Sidecar::find(options.sidecar, model->path());
-  if (path.empty()) return {};
-  const auto sidecar = Sidecar::load(path, model->config(), model->fingerprint());
-  std::vector<std::vector<int32_t>> out;
-  for (int64_t layer = 0; layer < model->config().n_layer; ++layer) {
-    out.push_back(sidecar->units_by_slot(layer));
-    if (out.back().empty()) {
-      out.back().resize(static_cast<size_t>(model->config().n_ff));
-      std::iota(out.back().begin(), out.back().end(), 0);
-    }
-  }
+// The same engine on the CPU alone, of which the placement's problem is made.
+EngineOptions on_cpu(const EngineOptions& options) {
+  EngineOptions out = options;
+  out.device = "cpu";
+  out.log = {};
   return out;
 }
 
-void EngineImpl::add_accelerator(const EngineOptions& options, bool is_outline) {
+}  // namespace
+
+void EngineImpl::add_accelerator(const EngineOptions& given, bool is_outline) {
+  EngineOptions options = given;
   if (options.observer)
     throw std::invalid_argument(error_text("engine", "observer", "device cpu", quoted(options.device),
                                            "profile on the CPU"));
@@ -60,6 +51,7 @@ void EngineImpl::add_accelerator(const EngineOptions& options, bool is_outline) 
     throw UnsupportedModelError(error_text("engine", "mode predict", "device cpu", quoted(options.device),
                                            "use --mode exact, or --device cpu"));
   const uint64_t budget = options.vram_budget.value_or(kVirtualBytes);
+  options.units_by_slot = units_by_slot(given, *model);
   accelerator_ = make_accelerator(options, device_->info().detail, budget, is_outline);
   if (options.placement) {
     placement_ = *options.placement;
@@ -67,16 +59,16 @@ void EngineImpl::add_accelerator(const EngineOptions& options, bool is_outline) 
       throw std::invalid_argument(error_text("engine", "placement", cat(model->weights().layers.size(), " layers"),
                                              cat(placement_.layers.size()), "make one for this model"));
   } else {
-    ChosenPlacement choice = choose_placement(model, options, request_for(*model, options, budget));
-    placement_ = std::move(choice.placement);
-    gpu_active_share_ = choice.gpu_active_share;
+    const PlacementProblem problem = placement_problem(model, on_cpu(options), request_for(*model, options, budget));
+    placement_ = choose_placement(model, options, problem).placement;
+    gpu_active_share_ = hot_share(problem, placement_).value_or(0);
   }
   // Without detection a side computes all of its own units.
   for (LayerPlacement& layer : placement_.layers)
     if (!exact_) layer.detect = layer.n_hot > 0 ? DetectPlace::kSplit : DetectPlace::kHost;
   const int32_t n_threads = std::max(device_->info().n_threads, 1);
   auto rows = is_outline ? Relayout::outline(*model) : std::make_shared<const Relayout>(*model, n_threads, options.log);
-  placed_ = std::make_unique<const WeightPlacer>(*model, std::move(rows), placement_, units_by_slot(options), *accelerator_,
+  placed_ = std::make_unique<const WeightPlacer>(*model, std::move(rows), placement_, *options.units_by_slot, *accelerator_,
                                                  WeightPlacer::Options{n_threads, is_outline, options.log});
   executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get(), accelerator_.get()}, make_plan(options));
   take_device_kv(options, is_outline);
@@ -89,8 +81,7 @@ void EngineImpl::add_accelerator(const EngineOptions& options, bool is_outline) 
 void EngineImpl::take_device_kv(const EngineOptions& options, bool is_outline) {
   const size_t block_bytes = executor_->plan().kv_of(kDeviceLane).block_bytes();
   if (block_bytes == 0) return;
-  const int64_t blocks_each = (n_ctx_ + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions;
-  const int64_t n_blocks = blocks_each * std::max(options.n_sequences, 1);
+  const int64_t n_blocks = blocks_per_sequence() * std::max(options.n_sequences, 1);
   pool_ = std::make_unique<KvBlockPool>(n_blocks);
   device_kv_bytes_ = static_cast<uint64_t>(n_blocks) * block_bytes;
   if (!is_outline) device_kv_ = accelerator_->alloc(device_kv_bytes_);

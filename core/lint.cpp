@@ -101,7 +101,7 @@ class Linter {
   void expect_kind(BufferId id, BufferKind wanted) {
     const char* const kind = wanted == BufferKind::kUnits    ? " is a unit list"
                              : wanted == BufferKind::kActive ? " is a list of active units with values"
-                             : wanted == BufferKind::kSums ? " is sums"
+                             : wanted == BufferKind::kSums   ? " is sums"
                                                              : " is no unit list";
     expect(plan_.buffer(id).kind == wanted, cat(plan_.buffer(id).name, kind));
   }

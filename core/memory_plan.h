@@ -57,7 +57,7 @@ struct EngineBytes {
   uint64_t predictor = 0;       // made at load in mode predict
   uint64_t relayout = 0;        // of the neuron-major down projection, where it is made at load
   uint64_t assumed_predictor_per_layer = 0;  // in place of a layer's detect matrix, on the side that has that; 0 = none
-  uint64_t device_compute = 0;  // activations and the buffers through which cold units are streamed for prompts
+  uint64_t device_compute = 0;  // activations and scratch of the device's program, and what aligns its weights
   uint64_t handoff = 0;         // pinned host memory through which device and host exchange a layer's work
 };
 

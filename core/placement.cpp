@@ -328,4 +328,14 @@ Placement shorten(const PlacementProblem& problem, Placement placement) {
   return placement;
 }
 
+std::optional<double> hot_share(const PlacementProblem& problem, const Placement& placement) {
+  double hot = 0, all = 0;
+  for (size_t i = 0; i < problem.layers.size(); ++i) {
+    const auto& f = problem.layers[i].frequency;
+    hot += std::accumulate(f.begin(), f.begin() + placement.layers[i].n_hot, 0.0);
+    all += std::accumulate(f.begin(), f.end(), 0.0);
+  }
+  return all > 0 ? std::optional(hot / all) : std::nullopt;
+}
+
 }  // namespace hotset

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -96,6 +97,9 @@ void check_placement(const PlacementProblem& problem, const Placement& placement
 // frequencies, and rows are gathered at that density. The expectation of a maximum is at least the maximum of the
 // expectations, and nothing but reads is counted: a prediction is a lower limit that real runs come near to.
 double predict_seconds(const PlacementProblem& problem, const Placement& placement);
+
+// Share of the activations that hot units have; nothing where no unit is ever active.
+std::optional<double> hot_share(const PlacementProblem& problem, const Placement& placement);
 
 // Device memory that a placement takes, fixed_bytes included.
 uint64_t device_bytes(const PlacementProblem& problem, const Placement& placement);

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "core/engine_impl.h"
+#include "core/engine_plan.h"
 #include "core/sidecar.h"
 
 namespace hotset {
@@ -31,14 +32,6 @@ std::vector<std::vector<double>> known_frequencies(const EngineOptions& options,
   return path.empty() ? std::vector<std::vector<double>>{} : sidecar_frequencies(path, model);
 }
 
-EngineOptions on_cpu(const EngineOptions& options) {
-  EngineOptions out = options;
-  out.device = "cpu";
-  out.log = {};
-  out.virtual_device = nullptr;
-  return out;
-}
-
 Placement of_sidecar(const SidecarPlacement& stored) {
   Placement out;
   for (size_t i = 0; i < stored.n_hot.size(); ++i) {
@@ -60,22 +53,11 @@ size_t forced_layers(const EngineOptions& options, size_t n_layer) {
   return std::min<size_t>(n_layer, static_cast<size_t>(std::stoul(options.n_gpu_layers)));
 }
 
-double hot_share(const PlacementProblem& problem, const Placement& placement) {
-  double hot = 0, all = 0;
-  for (size_t i = 0; i < problem.layers.size(); ++i) {
-    const auto& f = problem.layers[i].frequency;
-    hot += std::accumulate(f.begin(), f.begin() + placement.layers[i].n_hot, 0.0);
-    all += std::accumulate(f.begin(), f.end(), 0.0);
-  }
-  return all > 0 ? hot / all : 0;
-}
-
 // Searches the placement for a budget, and how the device's buffers fit beside it.
 class PlacementChoice {
  public:
-  PlacementChoice(std::shared_ptr<const Model> model, const EngineOptions& options, const PlanRequest& request)
-      : model_(std::move(model)), options_(options), budget_(request.vram_budget) {
-    problem_ = placement_problem(model_, on_cpu(options), request);
+  PlacementChoice(std::shared_ptr<const Model> model, const EngineOptions& options, PlacementProblem problem)
+      : model_(std::move(model)), options_(options), budget_(problem.budget), problem_(std::move(problem)) {
     // Keys and values lie where attention is computed.
     for (PlacementLayer& layer : problem_.layers)
       if (options.kv_place == "host") layer.kv_bytes = budget_ + 1;
@@ -85,16 +67,14 @@ class PlacementChoice {
 
   ChosenPlacement choose() {
     for (int round = 0; round < kMostRounds; ++round) {
-      Placement out = best();
-      const EngineOptions outline = outline_of(out);
-      const uint64_t needed = EngineImpl(model_, outline, /*is_outline=*/true).info().device_bytes;
-      if (needed <= budget_) {
-        out = checked(std::move(out));
-        out.device_bytes = needed;
-        const double share = hot_share(problem_, out);
-        return {std::move(out), share, outline};
+      ChosenPlacement out{best(), nullptr};
+      out.outline = outline_with(model_, options_, out.placement);
+      out.placement.device_bytes = out.outline->info().device_bytes;
+      if (out.placement.device_bytes <= budget_) {
+        check(out.placement);
+        return out;
       }
-      const uint64_t excess = needed - budget_;
+      const uint64_t excess = out.placement.device_bytes - budget_;
       if (problem_.budget <= problem_.fixed_bytes + excess) break;
       problem_.budget -= excess;
     }
@@ -103,12 +83,11 @@ class PlacementChoice {
   }
 
  private:
-  Placement checked(Placement out) const {
+  void check(const Placement& placement) const {
     const auto on_host = [](const LayerPlacement& layer) { return layer.attention == Place::kHost; };
-    if (options_.kv_place == "device" && std::any_of(out.layers.begin(), out.layers.end(), on_host))
+    if (options_.kv_place == "device" && std::any_of(placement.layers.begin(), placement.layers.end(), on_host))
       throw OutOfMemoryError(error_text("engine", "kv_place device", "memory for the keys and values of all layers",
                                         cat(budget_, " bytes"), "lower -c, raise --vram-budget, or use kv_place auto"));
-    return out;
   }
 
   // That of the sidecar is for its own machine, context and budget: it is kept where it is for this context, with fewer
@@ -142,14 +121,6 @@ class PlacementChoice {
     return out;
   }
 
-  EngineOptions outline_of(const Placement& placement) const {
-    EngineOptions out = options_;
-    out.device = "virtual";
-    out.placement = std::make_shared<const Placement>(placement);
-    out.log = {};
-    return out;
-  }
-
   std::shared_ptr<const Model> model_;
   const EngineOptions& options_;
   const uint64_t budget_;
@@ -159,21 +130,51 @@ class PlacementChoice {
 
 }  // namespace
 
+MachineRates complete_rates(const MachineRates* measured, uint64_t budget) {
+  const MachineRates assumed = assumed_rates(budget);
+  MachineRates out = measured ? *measured : assumed;
+  if (!out.gpu) out.gpu = assumed.gpu;
+  if (!out.pcie) out.pcie = assumed.pcie;
+  if (!out.handoff_us) out.handoff_us = assumed.handoff_us;
+  return out;
+}
+
 PlanRequest request_for(const Model& model, const EngineOptions& options, uint64_t budget) {
   PlanRequest out;
   out.vram_budget = budget;
-  out.rates = options.rates ? *options.rates : assumed_rates(budget);
-  const MachineRates assumed = assumed_rates(budget);
-  if (!out.rates->gpu) out.rates->gpu = assumed.gpu;
-  if (!out.rates->pcie) out.rates->pcie = assumed.pcie;
-  if (!out.rates->handoff_us) out.rates->handoff_us = assumed.handoff_us;
+  out.rates = complete_rates(options.rates.get(), budget);
   if (options.mode != "dense") out.frequencies = known_frequencies(options, model);
   return out;
 }
 
 ChosenPlacement choose_placement(std::shared_ptr<const Model> model, const EngineOptions& options,
-                                 const PlanRequest& request) {
-  return PlacementChoice(std::move(model), options, request).choose();
+                                 PlacementProblem problem) {
+  return PlacementChoice(std::move(model), options, std::move(problem)).choose();
+}
+
+std::shared_ptr<const EngineImpl> outline_with(std::shared_ptr<const Model> model, const EngineOptions& options,
+                                               Placement placement) {
+  EngineOptions out = options;
+  out.device = "virtual";
+  out.placement = std::make_shared<const Placement>(std::move(placement));
+  out.log = {};
+  return std::make_shared<const EngineImpl>(std::move(model), out, /*is_outline=*/true);
+}
+
+std::shared_ptr<const std::vector<std::vector<int32_t>>> units_by_slot(const EngineOptions& options, const Model& model) {
+  if (options.units_by_slot) return options.units_by_slot;
+  auto out = std::make_shared<std::vector<std::vector<int32_t>>>();
+  const std::string path = Sidecar::find(options.sidecar, model.path());
+  if (path.empty()) return out;
+  const auto sidecar = Sidecar::load(path, model.config(), model.fingerprint());
+  for (int64_t layer = 0; layer < model.config().n_layer; ++layer) {
+    out->push_back(sidecar->units_by_slot(layer));
+    if (out->back().empty()) {
+      out->back().resize(static_cast<size_t>(model.config().n_ff));
+      std::iota(out->back().begin(), out->back().end(), 0);
+    }
+  }
+  return out;
 }
 
 }  // namespace hotset

@@ -14,12 +14,12 @@
 namespace hotset {
 namespace {
 
-// Where tensors begin in device memory: what GPUs read at once.
-constexpr uint64_t kAlignment = 256;
 // Rows are gathered in pieces of about this size, which stay in a core's cache on their way to the device.
 constexpr size_t kPieceBytes = size_t{1} << 20;
 
-constexpr uint64_t align(uint64_t n) { return (n + kAlignment - 1) / kAlignment * kAlignment; }
+constexpr uint64_t align(uint64_t n) {
+  return (n + WeightPlacer::kAlignment - 1) / WeightPlacer::kAlignment * WeightPlacer::kAlignment;
+}
 
 bool is_identity(const std::vector<int32_t>& units) {
   for (size_t i = 0; i < units.size(); ++i)

@@ -19,6 +19,9 @@ namespace hotset {
 // already) stay views of the mapping. File pages that were copied from are dropped as it goes.
 class WeightPlacer {
  public:
+  // Where tensors begin in device memory: what GPUs read at once.
+  static constexpr uint64_t kAlignment = 256;
+
   struct Options {
     int32_t n_threads = 1;
     bool is_outline = false;  // sizes and views only: nothing is allocated, copied or to be read

@@ -52,12 +52,7 @@ class CpuDevice final : public Device {
   uint64_t free_bytes() const override { return UINT64_MAX; }
 
   std::unique_ptr<Program> compile(const Plan& plan, int32_t lane, const SharedState& shared) override {
-    for (const Step& step : plan.steps) {
-      if (step.lane != lane) continue;
-      const std::string lacks = why_unsupported(step.op, plan);
-      if (!lacks.empty())
-        throw DeviceError(error_text("cpu", "operation", "one this device can run", lacks, "use another model file"));
-    }
+    PhaseBuilder::check_supported(plan, lane, "cpu");
     return std::make_unique<CpuProgram>(plan, lane, shared, kernels_, pool_);
   }
 

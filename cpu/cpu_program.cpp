@@ -16,7 +16,11 @@ constexpr std::chrono::microseconds kSpinInStep{20};
 
 CpuProgram::CpuProgram(const Plan& plan, int32_t lane, const SharedState& shared, const Kernels& kernels,
                        ThreadPool& pool, ProgramHost host)
-    : kernels_(kernels), pool_(pool), host_(std::move(host)), max_rows_(plan.max_rows), max_output_rows_(plan.max_output_rows) {
+    : kernels_(kernels),
+      pool_(pool),
+      host_(std::move(host)),
+      max_rows_(plan.max_rows),
+      max_output_rows_(plan.max_output_rows) {
   PhaseBuilder(*this, plan, lane, shared).build();
   counters_ = std::vector<Counter>(phases_.size());
   tiles_.reserve(static_cast<size_t>(max_rows_));

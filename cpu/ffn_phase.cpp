@@ -122,8 +122,7 @@ int64_t n_listed(const StepContext& context, const RowBuffer& lists) {
 }
 
 // Computes what the lists of a step name alone if they are short enough, or nothing is known of the other units, else
-// all units, and counts them. Without lists
-// (units shown to an observer) all units, uncounted.
+// all units, and counts them. Without lists (units shown to an observer) all units, uncounted.
 void choose_units(const StepContext& context, const FfnShape& shape) {
   *shape.only_listed = false;
   if (shape.units.data == nullptr) return;

@@ -55,6 +55,15 @@ std::string PhaseBuilder::why_unsupported(const Op& op, const Plan& plan) {
   return out;
 }
 
+void PhaseBuilder::check_supported(const Plan& plan, int32_t lane, const char* where) {
+  for (const Step& step : plan.steps) {
+    if (step.lane != lane) continue;
+    const std::string lacks = why_unsupported(step.op, plan);
+    if (!lacks.empty())
+      throw DeviceError(error_text(where, "operation", "one this device can run", lacks, "use another model file"));
+  }
+}
+
 void PhaseBuilder::build() {
   mark_block_inputs();
   allocate_buffers();
@@ -458,10 +467,9 @@ void PhaseBuilder::add(const op::Copy& o) {
   const bool to_host = plan_.buffer(o.to).lane == kSharedLane;
   std::atomic<uint64_t>* const moved = to_host ? &program_.traffic_.to_host : &program_.traffic_.to_device;
   push(row_phase(buffer(o.to).rows,
-                 [from = buffer(o.from), to = buffer(o.to), moved](int64_t row, const StepContext&) {
-                   const int64_t n = from.kind == BufferKind::kUnits  ? 1 + unit_list(from, row).n
-                                     : from.kind == BufferKind::kSums ? 2 * from.n_cols
-                                                                      : from.n_cols;
+                 [from = buffer(o.from), to = buffer(o.to), n_words = plan_.buffer(o.from).row_words(),
+                  moved](int64_t row, const StepContext&) {
+                   const int64_t n = from.kind == BufferKind::kUnits ? 1 + unit_list(from, row).n : n_words;
                    const size_t n_bytes = static_cast<size_t>(n) * sizeof(float);
                    std::memcpy(to.row(row), from.row(row), n_bytes);
                    moved->fetch_add(n_bytes, std::memory_order_relaxed);
@@ -469,7 +477,9 @@ void PhaseBuilder::add(const op::Copy& o) {
   wrote(o.to);
 }
 
-void PhaseBuilder::add(const op::Signal& o) { push(std::make_unique<SignalPhase>(*shared_.handoff, o.flag, program_.traffic_.n_signals)); }
+void PhaseBuilder::add(const op::Signal& o) {
+  push(std::make_unique<SignalPhase>(*shared_.handoff, o.flag, program_.traffic_.n_signals));
+}
 
 void PhaseBuilder::add(const op::Wait& o) {
   push(std::make_unique<WaitPhase>(*shared_.handoff, o.flag, program_.traffic_.n_waits));

@@ -20,6 +20,8 @@ class PhaseBuilder {
 
   // What one op needs that this device lacks; "" when nothing.
   static std::string why_unsupported(const Op& op, const Plan& plan);
+  // Throws DeviceError when a step of the lane needs what it lacks.
+  static void check_supported(const Plan& plan, int32_t lane, const char* where);
 
  private:
   void allocate_buffers();

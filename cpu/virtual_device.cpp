@@ -82,11 +82,7 @@ class VirtualDevice final : public Device {
   uint64_t free_bytes() const override { return memory_.free_bytes(); }
 
   std::unique_ptr<Program> compile(const Plan& plan, int32_t lane, const SharedState& shared) override {
-    for (const Step& step : plan.steps) {
-      const std::string lacks = step.lane == lane ? why_unsupported(step.op, plan) : "";
-      if (!lacks.empty())
-        throw DeviceError(error_text("virtual device", "operation", "one that it can run", lacks, "use --device cpu"));
-    }
+    PhaseBuilder::check_supported(plan, lane, "virtual device");
     Plan inside = plan;
     for (WeightDesc& weight : inside.weights)
       if (weight.lane == lane) weight.view.data = memory_.real(weight.view.data, weight.view.size_bytes());

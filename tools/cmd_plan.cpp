@@ -45,7 +45,7 @@ void declare(Args& args, PlanFlags& flags) {
   args.text("--assume-predictor", "SIZE[:OVER]",
             "count on a trained predictor of that size, with OVER candidates per unit", flags.predictor);
   args.flag("--json", "print one JSON object", flags.as_json);
-  args.flag("--dump", "print the list of steps that the CPU runs", flags.dumps);
+  args.flag("--dump", "print the list of steps, of both lanes with a GPU budget", flags.dumps);
 }
 
 std::optional<double> given(float value) {
@@ -252,8 +252,7 @@ int cmd_plan(const Words& words) {
   options.n_sequences = static_cast<int32_t>(flags.n_sequences);
   if (options.device == "virtual") {
     if (!request.rates || !request.rates->gpu) notes.push_back("no rates of a GPU: those of a card of the middle class");
-    if (request.rates) options.rates = std::make_shared<const MachineRates>(*request.rates);
-    request.rates = request_for(*model, options, request.vram_budget).rates;
+    request.rates = complete_rates(request.rates ? &*request.rates : nullptr, request.vram_budget);
   }
   const bool is_made_up = !flags.synth.empty();
   Report report{is_made_up ? "synth " + flags.synth : model->path(),

@@ -55,7 +55,7 @@ class Model:
             predictor rules out, at a measured loss | "auto": exact where the activation makes zeros.
         predictor: with mode "predict", "bit_planes:BITS" or "bit_planes:BITS:Z"; None = that of the sidecar.
         sidecar: file of predictors and placement; None = the one beside the model, "none" = no file.
-        device: "auto" | "cpu" | "cuda".
+        device: "auto" | "cpu" | "cuda" | "virtual": a pretend card of vram_budget (None: 8 GiB) on a core of the CPU.
         kv_type: type of the KV cache: "auto" | "f16" | "q8_0" (half the memory) | "f32".
         kv_place: where the KV cache lives: "auto" | "device" | "host".
         adapt: whether hot units may be exchanged while generating; None = where it helps.

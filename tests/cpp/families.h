@@ -1,6 +1,9 @@
 // Small models of several families, and what the thread sanitizer leaves out: shared by tests of exact and predict.
 #pragma once
 
+#include <algorithm>
+#include <numeric>
+
 #include "tests/cpp/util.h"
 
 namespace hotset::test {
@@ -27,6 +30,17 @@ inline TinySpec spec_of(const Family& family, DType dtype) {
   if (!is_block_type(dtype)) spec.n_embd = 50, spec.n_ff = 101, spec.head_dim = 14;
   if (spec.arch != "opt") spec.n_rot = 6;
   return spec;
+}
+
+// For each layer a random order of its units.
+inline std::vector<std::vector<int32_t>> random_unit_order(std::mt19937_64& random, const TinySpec& spec) {
+  std::vector<std::vector<int32_t>> out(static_cast<size_t>(spec.n_layer));
+  for (auto& layer : out) {
+    layer.resize(static_cast<size_t>(spec.n_ff));
+    std::iota(layer.begin(), layer.end(), 0);
+    std::shuffle(layer.begin(), layer.end(), random);
+  }
+  return out;
 }
 
 }  // namespace hotset::test

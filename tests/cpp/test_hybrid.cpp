@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <numeric>
 
 #include "core/devices.h"
 #include "core/engine_plan.h"
@@ -39,15 +38,6 @@ Placement random_placement(std::mt19937_64& random, const TinySpec& spec, bool i
   return out;
 }
 
-UnitsBySlot random_order(std::mt19937_64& random, const TinySpec& spec) {
-  UnitsBySlot out(static_cast<size_t>(spec.n_layer), std::vector<int32_t>(static_cast<size_t>(spec.n_ff)));
-  for (auto& layer : out) {
-    std::iota(layer.begin(), layer.end(), 0);
-    std::shuffle(layer.begin(), layer.end(), random);
-  }
-  return out;
-}
-
 // Logits of every position of two sequences that go on together, a prompt first, then mixed steps.
 Logits all_logits(const std::shared_ptr<Engine>& engine, const Ids& ids) {
   Session a = engine->open_session(), b = engine->open_session();
@@ -71,7 +61,7 @@ Logits all_logits(const std::shared_ptr<Engine>& engine, const Ids& ids) {
 EngineOptions hybrid_options(std::mt19937_64& random, const TinySpec& spec, const std::string& mode) {
   EngineOptions out{.n_threads = 1 + static_cast<int32_t>(random() % 3), .n_sequences = 2, .mode = mode, .device = "virtual"};
   out.placement = std::make_shared<const Placement>(random_placement(random, spec, mode == "dense"));
-  out.units_by_slot = std::make_shared<const UnitsBySlot>(random_order(random, spec));
+  out.units_by_slot = std::make_shared<const UnitsBySlot>(random_unit_order(random, spec));
   VirtualDeviceOptions card;
   card.max_delay_us = random() % 3 == 0 ? 20 : 0;
   card.seed = random();

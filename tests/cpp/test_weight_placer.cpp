@@ -15,15 +15,6 @@ namespace {
 using namespace hotset;
 using namespace hotset::test;
 
-std::vector<std::vector<int32_t>> random_order(std::mt19937_64& random, int64_t n_layer, int64_t n_ff) {
-  std::vector<std::vector<int32_t>> out(static_cast<size_t>(n_layer), std::vector<int32_t>(static_cast<size_t>(n_ff)));
-  for (auto& layer : out) {
-    std::iota(layer.begin(), layer.end(), 0);
-    std::shuffle(layer.begin(), layer.end(), random);
-  }
-  return out;
-}
-
 Placement random_placement(std::mt19937_64& random, int64_t n_layer, int64_t n_ff) {
   Placement out;
   const auto pick = [&](int64_t n) { return static_cast<int64_t>(random() % static_cast<uint64_t>(n)); };
@@ -92,7 +83,7 @@ TEST_CASE("weight placer: every row is where the placement wants it") {
         const auto model = load_tiny(spec);
         const auto rows = std::make_shared<const Relayout>(*model, 2, LogSink{});
         const Placement placement = random_placement(random, spec.n_layer, spec.n_ff);
-        const auto order = random() % 3 == 0 ? std::vector<std::vector<int32_t>>{} : random_order(random, spec.n_layer, spec.n_ff);
+        const auto order = random() % 3 == 0 ? std::vector<std::vector<int32_t>>{} : random_unit_order(random, spec);
         std::vector<int32_t> in_order(static_cast<size_t>(spec.n_ff));
         std::iota(in_order.begin(), in_order.end(), 0);
         const WeightPlacer outline(*model, rows, placement, order, *device, {.is_outline = true});
