@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -123,10 +124,12 @@ class Device {
   // Makes a program of the plan's steps on `lane`. The plan's weights must outlive it.
   virtual std::unique_ptr<Program> compile(const Plan& plan, int32_t lane, const SharedState& shared = {}) = 0;
 
-  // Starts a step; programs of a device run in the order of their launches. The parameters must stay unchanged until
-  // synchronize(), which returns when all launches are done and rethrows their first error.
+  // Starts a step; programs of a device run in the order of their launches. The parameters need not outlive the call.
+  // synchronize() returns when all launches are done and rethrows their first error.
   virtual void launch(Program& program, const StepParams& params) = 0;
   virtual void synchronize() = 0;
+  // Whether all launches are done, or become so within that time, in which a stop of the process does not count.
+  virtual bool finishes_within(std::chrono::milliseconds) { return true; }  // of devices that compute within launch()
 };
 
 }  // namespace hotset

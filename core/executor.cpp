@@ -47,8 +47,11 @@ void Executor::run(const StepParams& params) {
   };
   for (size_t lane = devices_.size(); lane-- > 0 && !error;)
     attempt([&] { devices_[lane]->launch(*programs_[lane], params); });
-  for (Device* device : devices_)
+  for (Device* device : devices_) {
+    if (handoff_ && !handoff_->lost_patience() && !device->finishes_within(handoff_->patience()))
+      handoff_->lose_patience();
     if (!handoff_ || !handoff_->lost_patience()) attempt([&] { device->synchronize(); });
+  }
   if (handoff_ && handoff_->aborted()) error = handoff_->error();
   if (error) std::rethrow_exception(error);
 }

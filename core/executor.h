@@ -16,7 +16,7 @@ namespace hotset {
 class Executor {
  public:
   // devices[i] serves lane i; that of kHostLane computes within launch(). The devices and the plan's weights must
-  // outlive the executor. `patience`: how long a lane may wait for the other.
+  // outlive the executor. `patience`: how long the host waits for a device that says nothing.
   Executor(std::vector<Device*> devices, Plan plan, std::chrono::milliseconds patience = std::chrono::seconds(60));
 
   // Computes one step. Rethrows the first error of any lane after all have stopped; a device that has said nothing for

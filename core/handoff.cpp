@@ -1,5 +1,6 @@
 #include "core/handoff.h"
 
+#include <algorithm>
 #include <new>
 #include <thread>
 
@@ -15,6 +16,9 @@ constexpr std::chrono::microseconds kSpin{2000};
 // After that it looks this often. There is nothing to sleep on: a device in hardware wakes nobody.
 constexpr std::chrono::microseconds kNap{50};
 constexpr int kPausesPerLook = 16;  // the clock costs about as much as a pause
+constexpr std::chrono::milliseconds kAskEvery{5};
+// A look that took longer counts as this: the process was stopped (Ctrl-Z), and the device's thread perhaps with it.
+constexpr std::chrono::milliseconds kLongestLook{10};
 
 }  // namespace
 
@@ -49,22 +53,45 @@ void Handoff::signal(FlagId flag) {
   }
 }
 
-void Handoff::wait(FlagId flag) {
+// Looks at the flag until it is signalled, or ask(how long it has waited) is false.
+template <class Ask>
+bool Handoff::look(FlagId flag, const Ask& ask) {
+  using Clock = std::chrono::steady_clock;
   const std::atomic<uint32_t>& at = word(flag);
-  const auto start = std::chrono::steady_clock::now();
-  while (at.load(std::memory_order_acquire) < step_) {
-    const auto waited = std::chrono::steady_clock::now() - start;
-    if (waited > patience_) {
-      lost_patience_.store(true, std::memory_order_release);
-      abort(std::make_exception_ptr(
-          DeviceError(error_text("handoff", "other lane", cat("a signal within ", patience_.count(), " ms"), "none",
-                                 "the device may have failed; start again, or use --device cpu"))));
+  Clock::duration waited{0}, asked{0};
+  for (Clock::time_point last = Clock::now(); at.load(std::memory_order_acquire) < step_;) {
+    const Clock::time_point now = Clock::now();
+    waited += std::min<Clock::duration>(now - last, kLongestLook);
+    last = now;
+    if (waited - asked > kAskEvery) {
+      asked = waited;
+      if (!ask(waited)) return false;
     }
     if (waited > kSpin) std::this_thread::sleep_for(kNap);
     for (int i = 0; i < kPausesPerLook && at.load(std::memory_order_relaxed) < step_; ++i) pause_cpu();
   }
   if (at.load(std::memory_order_acquire) >= kAbort)
-    throw DeviceError(error_text("handoff", "step", "to run to its end", "a failure on the other lane", "see its error"));
+    throw DeviceError(
+        error_text("handoff", "step", "to run to its end", "a failure on the other lane", "see its error"));
+  return true;
+}
+
+void Handoff::wait(FlagId flag) {
+  look(flag, [](auto) { return true; });
+}
+
+bool Handoff::wait_on_host(FlagId flag, const std::function<bool()>& is_over) {
+  return look(flag, [&](auto waited) {
+    if (waited > patience_) lose_patience();
+    return !is_over();
+  });
+}
+
+void Handoff::lose_patience() {
+  lost_patience_.store(true, std::memory_order_release);
+  abort(std::make_exception_ptr(
+      DeviceError(error_text("handoff", "device", cat("a sign of life within ", patience_.count(), " ms"), "none",
+                             "the device may have failed; start again, or use --device cpu"))));
 }
 
 void Handoff::abort(std::exception_ptr error) {

@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <mutex>
 
 #include "core/op.h"
@@ -27,8 +28,9 @@ class Handoff {
   static constexpr uint32_t kAbort = 1u << 30;
   static constexpr size_t kFlagBytes = 64;
 
-  // `memory`: n_flags * kFlagBytes zero-filled bytes that all lanes can access; outlives this. A wait that takes longer
-  // than `patience` aborts the step: the watchdog for a device that has died without a word.
+  // `memory`: n_flags * kFlagBytes zero-filled bytes that all lanes can access; outlives this. When the host has waited
+  // for as long as `patience` it aborts the step: the watchdog for a device that has died without a word. Time in which
+  // the whole process was stopped does not count.
   Handoff(std::byte* memory, int32_t n_flags, std::chrono::milliseconds patience);
 
   // While no lane runs: the number of the coming step.
@@ -36,21 +38,29 @@ class Handoff {
   uint32_t step() const { return step_; }
 
   void signal(FlagId flag);
-  // Returns when the flag has been signalled in this step. Spins for a while, then sleeps. Throws DeviceError once the
-  // step is aborted or patience is over.
+  // For a device's lane: returns when the flag has been signalled in this step. Spins for a while, then sleeps. Throws
+  // DeviceError once the step is aborted. The host may take as long as it likes: its lane ends, or aborts the step.
   void wait(FlagId flag);
+  // The same for the host's lane: throws when patience is over, too. Every few milliseconds it asks is_over(), which
+  // must not throw; true ends the wait, and this returns false.
+  bool wait_on_host(FlagId flag, const std::function<bool()>& is_over);
 
   // Ends all waits of this step with an error, from any thread. The first error given is the step's.
   void abort(std::exception_ptr error);
   bool aborted() const { return aborted_.load(std::memory_order_acquire); }
-  // Whether a wait has ever run out of patience: the other lane cannot be counted on any more.
+  // Aborts the step because the device says nothing any more: it cannot be counted on from then on.
+  void lose_patience();
   bool lost_patience() const { return lost_patience_.load(std::memory_order_acquire); }
+  std::chrono::milliseconds patience() const { return patience_; }
   std::exception_ptr error() const;  // the first given to abort() in this step, else null
 
   // The flag's word, for devices that wait and signal in hardware.
   std::atomic<uint32_t>& word(FlagId flag) const;
 
  private:
+  template <class Ask>
+  bool look(FlagId flag, const Ask& ask);
+
   std::byte* memory_;
   int32_t n_flags_;
   std::chrono::milliseconds patience_;

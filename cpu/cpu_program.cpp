@@ -52,12 +52,15 @@ void CpuProgram::run(const StepParams& params) {
   current_.store(-1, std::memory_order_relaxed);
   failed_.store(false, std::memory_order_relaxed);
   error_ = nullptr;
+  std::function<bool(int32_t)> over;
   const StepContext context{params,
                             kernels_,
                             pool_.size(),
                             static_cast<int64_t>(params.rows.size()),
                             static_cast<int64_t>(params.output_rows.size()),
-                            tiles_};
+                            tiles_,
+                            over};
+  over = [&](int32_t worker) { return is_over(worker, context); };
   pool_.run([&](int32_t worker) { walk(worker, context); });
   if (error_) std::rethrow_exception(error_);
 }
@@ -75,6 +78,15 @@ void CpuProgram::ask_stop(int32_t worker, const StepContext& context) {
   } catch (...) {
     fail(std::current_exception());
   }
+}
+
+bool CpuProgram::is_over(int32_t worker, const StepContext& context) {
+  ask_stop(worker, context);
+  if (worker != 0) {
+    current_.fetch_xor(kNudge, std::memory_order_release);
+    current_.notify_all();
+  }
+  return failed_.load(std::memory_order_relaxed);
 }
 
 // After a failure tasks are taken and counted as before, but not run, so that every phase still ends.
@@ -125,17 +137,16 @@ void CpuProgram::run_alone(size_t phase, int32_t worker, const StepContext& cont
 void CpuProgram::walk(int32_t worker, const StepContext& context) {
   ask_stop(worker, context);
   if (worker == 0) run_alone(0, worker, context);
-  const int32_t n_phases = static_cast<int32_t>(phases_.size());
-  for (int32_t last = -1; last < n_phases;) {
+  for (int32_t last = -1;;) {
     const int32_t current = current_.load(std::memory_order_acquire);
     if (current == last) {
       wait_until(current_, [&] { return current_.load(std::memory_order_acquire) != last; }, kSpinInStep);
       continue;
     }
     last = current;
-    if (current == n_phases) return;
+    const size_t phase = static_cast<size_t>(current & ~kNudge);
+    if (phase == phases_.size()) return;
     ask_stop(worker, context);
-    const size_t phase = static_cast<size_t>(current);
     if (share(phase, counters_[phase].n_tasks, worker, context)) run_alone(phase + 1, worker, context);
   }
 }

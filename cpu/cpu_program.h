@@ -32,6 +32,9 @@ struct StepContext {
   int64_t n_rows;
   int64_t n_output_rows;
   const std::vector<RowTile>& tiles;
+  // Asked every few milliseconds by a phase of one task that waits, on the worker that runs it: whether to give up,
+  // because the step has failed or shall stop. Never throws.
+  const std::function<bool(int32_t worker)>& is_over;
 
   int64_t rows_of(BufferRows kind) const { return kind == BufferRows::kAll ? n_rows : n_output_rows; }
 };
@@ -104,6 +107,7 @@ class CpuProgram final : public Program {
   void run_task(size_t phase, int64_t task, int32_t worker, const StepContext& context);
   void prepare();
   void ask_stop(int32_t worker, const StepContext& context);
+  bool is_over(int32_t worker, const StepContext& context);
   void fail(std::exception_ptr error);
 
   const Kernels& kernels_;
@@ -131,12 +135,15 @@ class CpuProgram final : public Program {
   // tasks of that phase from `next`, and adds the number it has finished to `done` (acquire and release). The one that
   // brings `done` to the number of tasks has seen all results; it runs the phases of one task that follow and moves
   // current_ on (release, then wakes sleepers). The others wait for current_ to change. One cache line per phase.
+  // Where it waits for another lane meanwhile, it flips kNudge in current_ every few milliseconds: that wakes the others
+  // too, who find no tasks, and lets worker 0 ask whether to stop.
   struct alignas(64) Counter {
     int64_t n_tasks = 0;           // written before current_ names the phase: a late worker must not ask again
     std::atomic<int64_t> next{0};  // task to take
     std::atomic<int64_t> done{0};  // tasks finished
   };
   std::vector<Counter> counters_;
+  static constexpr int32_t kNudge = 1 << 30;
   alignas(64) std::atomic<int32_t> current_{-1};  // phase that the team works on; -1 until worker 0 has found the first
   alignas(64) std::atomic<bool> failed_{false};
   std::exception_ptr error_;  // written by the worker that turned failed_ to true

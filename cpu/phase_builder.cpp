@@ -482,7 +482,7 @@ void PhaseBuilder::add(const op::Signal& o) {
 }
 
 void PhaseBuilder::add(const op::Wait& o) {
-  push(std::make_unique<WaitPhase>(*shared_.handoff, o.flag, program_.traffic_.n_waits));
+  push(std::make_unique<WaitPhase>(lane_, *shared_.handoff, o.flag, program_.traffic_.n_waits));
   // What the other lane wrote is new.
   for (size_t i = 0; i < quantized_.size(); ++i)
     if (plan_.buffers[i].lane == kSharedLane) quantized_[i] = false;

@@ -319,15 +319,19 @@ class SignalPhase final : public Phase {
 // Waits for another lane: one worker does, the others for that one.
 class WaitPhase final : public Phase {
  public:
-  WaitPhase(Handoff& handoff, FlagId flag, std::atomic<uint64_t>& count)
-      : handoff_(handoff), flag_(flag), count_(count) {}
+  WaitPhase(int32_t lane, Handoff& handoff, FlagId flag, std::atomic<uint64_t>& count)
+      : lane_(lane), handoff_(handoff), flag_(flag), count_(count) {}
   int64_t n_tasks(const StepContext&) const override { return 1; }
-  void run(int64_t, int32_t, const StepContext&) const override {
-    handoff_.wait(flag_);
+  void run(int64_t, int32_t worker, const StepContext& context) const override {
+    if (lane_ != kHostLane)
+      handoff_.wait(flag_);
+    else if (!handoff_.wait_on_host(flag_, [&] { return context.is_over(worker); }))
+      return;
     count_.fetch_add(1, std::memory_order_relaxed);
   }
 
  private:
+  int32_t lane_;
   Handoff& handoff_;
   FlagId flag_;
   std::atomic<uint64_t>& count_;

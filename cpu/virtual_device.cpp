@@ -88,14 +88,17 @@ class VirtualDevice final : public Device {
       if (weight.lane == lane) weight.view.data = memory_.real(weight.view.data, weight.view.size_bytes());
     return std::make_unique<VirtualProgram>(
         inside, lane, shared, kernels_, pool_, memory_,
-        ProgramHost{[this](size_t n_bytes) { return memory_.alloc_real(n_bytes); }, [this] { before_phase(); }},
+        ProgramHost{[this](size_t n_bytes) { return memory_.alloc_real(n_bytes); },
+                    [this, handoff = shared.handoff] { before_phase(handoff); }},
         [this] { finish(); });
   }
 
   void launch(Program& program, const StepParams& params) override {
+    auto next = std::make_unique<Launch>(static_cast<VirtualProgram&>(program));
+    take(params, *next);
     {
       const std::lock_guard lock(mutex_);
-      launches_.push_back({static_cast<VirtualProgram*>(&program), &params});
+      launches_.push_back(std::move(next));
     }
     changed_.notify_all();
   }
@@ -106,10 +109,20 @@ class VirtualDevice final : public Device {
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
+  bool finishes_within(std::chrono::milliseconds patience) override {
+    constexpr std::chrono::milliseconds kLook{10};  // short ones, so that a stop of the process costs one
+    std::unique_lock lock(mutex_);
+    for (auto left = patience; left.count() > 0 && !launches_.empty(); left -= kLook)
+      changed_.wait_for(lock, kLook, [&] { return launches_.empty(); });
+    return launches_.empty();
+  }
+
  private:
   struct Launch {
-    VirtualProgram* program;
-    const StepParams* params;
+    explicit Launch(VirtualProgram& launched) : program(launched) {}
+    VirtualProgram& program;
+    StepParams params;
+    std::deque<std::vector<std::byte*>> blocks;  // what params.sequences name
   };
 
   void work() {
@@ -117,14 +130,14 @@ class VirtualDevice final : public Device {
     while (true) {
       changed_.wait(lock, [&] { return stopping_ || !launches_.empty(); });
       if (launches_.empty()) return;
-      const Launch next = launches_.front();
+      const Launch& next = *launches_.front();
       lock.unlock();
       std::exception_ptr error;
       try {
-        run(next);
+        next.program.run(next.params);
       } catch (...) {
         error = std::current_exception();
-        if (next.program->handoff()) next.program->handoff()->abort(error);
+        if (next.program.handoff()) next.program.handoff()->abort(error);
       }
       lock.lock();
       if (error && !error_) error_ = error;
@@ -134,31 +147,33 @@ class VirtualDevice final : public Device {
   }
 
   // The step as the device sees it: KV blocks at addresses that it can read; only the host asks whether to stop.
-  void run(const Launch& launch) {
-    StepParams params;
-    params.rows = launch.params->rows;
-    params.output_rows = launch.params->output_rows;
-    std::deque<std::vector<std::byte*>> blocks;
-    for (const SequenceBlocks& sequence : launch.params->sequences) {
-      blocks.emplace_back();
-      const auto* const handed = sequence.blocks[static_cast<size_t>(launch.program->lane())];
-      if (handed != nullptr)
-        for (const std::byte* block : *handed) blocks.back().push_back(memory_.real(block));
-      params.sequences.emplace_back();
-      params.sequences.back().blocks[static_cast<size_t>(launch.program->lane())] = &blocks.back();
+  void take(const StepParams& params, Launch& launch) {
+    const size_t lane = static_cast<size_t>(launch.program.lane());
+    launch.params.rows = params.rows;
+    launch.params.output_rows = params.output_rows;
+    for (const SequenceBlocks& sequence : params.sequences) {
+      std::vector<std::byte*>& blocks = launch.blocks.emplace_back();
+      if (sequence.blocks[lane] != nullptr)
+        for (const std::byte* block : *sequence.blocks[lane]) blocks.push_back(memory_.real(block));
+      launch.params.sequences.emplace_back().blocks[lane] = &blocks;
     }
-    launch.program->run(params);
   }
 
-  // Frees a device that hangs, and waits for what it was launched for.
+  // Frees a device that hangs, and waits for what it was launched for. Nobody asks for the errors of that any more.
   void finish() {
     std::unique_lock lock(mutex_);
     stopping_hang_ = true;
     changed_.notify_all();
     changed_.wait(lock, [&] { return launches_.empty(); });
+    stopping_hang_ = false;
+    error_ = nullptr;
   }
 
-  void before_phase() {
+  // A step that has failed elsewhere ends here, before the next of its waits.
+  void before_phase(const Handoff* handoff) {
+    if (handoff != nullptr && handoff->aborted())
+      throw DeviceError(
+          error_text("virtual device", "step", "to run to its end", "a failure on the host", "see its error"));
     ++n_phases_;
     if (n_phases_ == options_.fail_phase)
       throw DeviceError(error_text("virtual device", "phase", "to be computed", "an injected fault", "start again"));
@@ -181,7 +196,7 @@ class VirtualDevice final : public Device {
   ThreadPool pool_;
   std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
-  std::deque<Launch> launches_;
+  std::deque<std::unique_ptr<Launch>> launches_;
   std::exception_ptr error_;
   bool stopping_ = false, stopping_hang_ = false;
   std::thread thread_;  // last: uses all of the above

@@ -18,12 +18,17 @@ constexpr size_t kPageBytes = 4096;
                                     "raise --vram-budget, or lower -c or -b"));
 }
 
-const std::byte* find(const auto& pieces, const std::byte* at, const auto& base, const auto& other) {
+size_t mapped_bytes(size_t n_bytes) {
+  return (std::max<size_t>(n_bytes, 1) + kPageBytes - 1) / kPageBytes * kPageBytes;
+}
+
+// The piece that holds all of [at, at + n_bytes), by first addresses; null if none does.
+const auto* find(const auto& pieces, const std::byte* at, size_t n_bytes) {
   const auto next = pieces.upper_bound(at);
-  if (next == pieces.begin()) return nullptr;
-  const auto& piece = std::prev(next)->second;
-  const size_t offset = static_cast<size_t>(at - base(piece));
-  return offset < piece.size ? other(piece) + offset : nullptr;
+  if (next == pieces.begin()) return static_cast<decltype(&next->second)>(nullptr);
+  const auto& [first, piece] = *std::prev(next);
+  const size_t offset = static_cast<size_t>(at - first);
+  return offset <= piece.size && n_bytes <= piece.size - offset ? &piece : nullptr;
 }
 
 }  // namespace
@@ -34,7 +39,7 @@ class VirtualPiece final : public DeviceMemory {
     data_ = is_real ? piece_.real : piece_.handed;
     size_ = n_bytes;
   }
-  ~VirtualPiece() override { owner_.unmap(piece_, size_); }
+  ~VirtualPiece() override { owner_.unmap(piece_); }
 
  private:
   VirtualMemory& owner_;
@@ -51,45 +56,41 @@ std::unique_ptr<DeviceMemory> VirtualMemory::alloc_real(size_t n_bytes) {
 VirtualMemory::Piece VirtualMemory::map(size_t n_bytes) {
   const std::lock_guard lock(mutex_);
   if (++n_allocs_ == fail_alloc_ || n_bytes > limit_ - used_) fail(limit_ - used_, n_bytes);
-  Piece out{nullptr, nullptr, (std::max<size_t>(n_bytes, 1) + kPageBytes - 1) / kPageBytes * kPageBytes};
+  const size_t n_mapped = mapped_bytes(n_bytes);
   const int file = ::memfd_create("hotset-virtual-device", MFD_CLOEXEC);
-  const bool is_sized = file >= 0 && ::ftruncate(file, static_cast<off_t>(out.size)) == 0;
-  void* const real = is_sized ? ::mmap(nullptr, out.size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0) : MAP_FAILED;
-  void* const handed = real != MAP_FAILED ? ::mmap(nullptr, out.size, PROT_NONE, MAP_SHARED, file, 0) : MAP_FAILED;
+  const bool is_sized = file >= 0 && ::ftruncate(file, static_cast<off_t>(n_mapped)) == 0;
+  void* const real = is_sized ? ::mmap(nullptr, n_mapped, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0) : MAP_FAILED;
+  void* const handed = real != MAP_FAILED ? ::mmap(nullptr, n_mapped, PROT_NONE, MAP_SHARED, file, 0) : MAP_FAILED;
   if (file >= 0) ::close(file);
   if (handed == MAP_FAILED) {
-    if (real != MAP_FAILED) ::munmap(real, out.size);
+    if (real != MAP_FAILED) ::munmap(real, n_mapped);
     fail(limit_ - used_, n_bytes);
   }
-  out.handed = static_cast<std::byte*>(handed), out.real = static_cast<std::byte*>(real);
+  const Piece out{static_cast<std::byte*>(handed), static_cast<std::byte*>(real), n_bytes};
   by_handed_[out.handed] = out, by_real_[out.real] = out;
   used_ += n_bytes;
   return out;
 }
 
-void VirtualMemory::unmap(const Piece& piece, size_t n_bytes) {
+void VirtualMemory::unmap(const Piece& piece) {
   const std::lock_guard lock(mutex_);
   by_handed_.erase(piece.handed), by_real_.erase(piece.real);
-  ::munmap(piece.handed, piece.size), ::munmap(piece.real, piece.size);
-  used_ -= n_bytes;
+  ::munmap(piece.handed, mapped_bytes(piece.size)), ::munmap(piece.real, mapped_bytes(piece.size));
+  used_ -= piece.size;
 }
 
 std::byte* VirtualMemory::real(const std::byte* at, size_t n_bytes) const {
   if (at == nullptr) return nullptr;
   const std::lock_guard lock(mutex_);
-  const auto base = [](const Piece& piece) { return piece.handed; };
-  const auto other = [](const Piece& piece) { return piece.real; };
-  const std::byte* const out = find(by_handed_, at, base, other);
-  HS_CHECK(out != nullptr && (n_bytes == 0 || find(by_handed_, at + n_bytes - 1, base, other) == out + n_bytes - 1),
-           "virtual device memory");
-  return const_cast<std::byte*>(out);
+  const auto* const piece = find(by_handed_, at, n_bytes);
+  HS_CHECK(piece != nullptr, "virtual device memory");
+  return piece->real + (at - piece->handed);
 }
 
 std::byte* VirtualMemory::handed(const std::byte* real) const {
   const std::lock_guard lock(mutex_);
-  const auto base = [](const Piece& piece) { return piece.real; };
-  const auto other = [](const Piece& piece) { return piece.handed; };
-  return const_cast<std::byte*>(find(by_real_, real, base, other));
+  const auto* const piece = find(by_real_, real, 0);
+  return piece != nullptr ? piece->handed + (real - piece->real) : nullptr;
 }
 
 uint64_t VirtualMemory::free_bytes() const {

@@ -36,10 +36,10 @@ class VirtualMemory {
   friend class VirtualPiece;
   struct Piece {
     std::byte *handed, *real;
-    size_t size;
+    size_t size;  // asked for; the mapping ends with its page
   };
   Piece map(size_t n_bytes);
-  void unmap(const Piece& piece, size_t n_bytes);
+  void unmap(const Piece& piece);
 
   const uint64_t limit_;
   const int64_t fail_alloc_;
