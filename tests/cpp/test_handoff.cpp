@@ -1,5 +1,5 @@
-// Hand-offs between two lanes: flags by themselves, then steps of small plans on the host and the virtual device, as they
-// should be, delayed, failing, hanging and cancelled.
+// Hand-offs between two lanes: flags by themselves, then steps of small plans on the host and the virtual device, which
+// are delayed, fail, hang, are cancelled.
 #include <doctest/doctest.h>
 
 #include <array>
@@ -230,6 +230,9 @@ TEST_CASE("handoff: the host asks whether to stop while it waits, on the caller'
     const auto caller = std::this_thread::get_id();
     const auto stop = [&] {
       CHECK(std::this_thread::get_id() == caller);
+      // Holds the caller back, so that another of the team, where there is one, comes to the wait.
+      const auto start = std::chrono::steady_clock::now();
+      while (std::chrono::steady_clock::now() - start < milliseconds(2)) std::this_thread::yield();
       return ++n >= 30;
     };
     CHECK_THROWS_AS(toy.run(8, stop), CancelledError);
