@@ -74,7 +74,8 @@ TEST_CASE("virtual device: buffers of its programs fault too, shared ones do not
 TEST_CASE("virtual device: a step of the host that reads device memory faults where it happens") {
   const auto card = make_virtual_device({});
   const auto memory = card->alloc(ToyLanes::weight_bytes());
-  Plan plan = ToyLanes(1).one_lane();
+  const ToyLanes toy(1);
+  Plan plan = toy.one_lane();
   plan.weights[1].view.data = memory->data();
   CHECK(faults([&] {
     const auto host = make_cpu_device({.n_threads = 1});
