@@ -77,9 +77,16 @@ void EngineImpl::truncate(SequenceState& state, int64_t n) {
   release_blocks(state, (state.tokens.size() + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions);
 }
 
+// The executor for the rows that are left.
+Executor& EngineImpl::executor_for(const std::vector<Progress>& progress) {
+  if (!stream_executor_) return *executor_;
+  size_t n_rows = 0;
+  for (const Progress& p : progress) n_rows += p.entry->tokens.size() - p.done;
+  return n_rows < static_cast<size_t>(stream_from_rows_) ? *executor_ : *stream_executor_;
+}
+
 // Puts the next rows of all entries into params_, up to the plan's limits; false when nothing is left.
-bool EngineImpl::fill_step(std::vector<Progress>& progress) {
-  const Plan& plan = executor_->plan();
+bool EngineImpl::fill_step(std::vector<Progress>& progress, const Plan& plan) {
   params_.rows.clear();
   params_.sequences.clear();
   params_.output_rows.clear();
@@ -107,9 +114,8 @@ bool EngineImpl::fill_step(std::vector<Progress>& progress) {
   return !params_.rows.empty();
 }
 
-void EngineImpl::collect_logits(std::vector<Progress>& progress) {
+void EngineImpl::collect_logits(std::vector<Progress>& progress, const float* logits) {
   const size_t n_vocab = static_cast<size_t>(model->config().n_vocab);
-  const float* logits = executor_->logits();
   for (size_t i = 0; i < output_owner_.size(); ++i) {
     Progress& p = progress[output_owner_[i]];
     std::copy_n(logits + i * n_vocab, n_vocab, p.state->next_logits.data() + p.n_logits++ * n_vocab);
@@ -142,11 +148,12 @@ void EngineImpl::advance(std::span<const Engine::Entry> entries, const std::vect
     }
     while (true) {
       const std::lock_guard<FairMutex> lock(compute_);
-      if (!fill_step(progress)) break;
+      Executor& executor = executor_for(progress);
+      if (!fill_step(progress, executor.plan())) break;
       params_.stop = stop_any;
       if (params_.observer) params_.observer->begin_step(params_.rows);
-      executor_->run(params_);
-      collect_logits(progress);
+      executor.run(params_);
+      collect_logits(progress, executor.logits());
     }
   } catch (...) {
     for (size_t i = 0; i < states.size(); ++i) {
@@ -159,6 +166,18 @@ void EngineImpl::advance(std::span<const Engine::Entry> entries, const std::vect
     states[i]->tokens.insert(states[i]->tokens.end(), entries[i].tokens.begin(), entries[i].tokens.end());
     states[i]->logits.swap(states[i]->next_logits);
   }
+}
+
+UnitCounts EngineImpl::unit_counts() const {
+  UnitCounts out = executor_->unit_counts();
+  if (stream_executor_) out += stream_executor_->unit_counts();
+  return out;
+}
+
+Traffic EngineImpl::traffic() const {
+  Traffic out = executor_->traffic();
+  if (stream_executor_) out += stream_executor_->traffic();
+  return out;
 }
 
 void FairMutex::lock() {

@@ -73,6 +73,10 @@ struct EngineOptions {
   std::shared_ptr<const Placement> placement{};
   // (n_layer) permutations: the unit of each slot, hottest first; nullptr = as the sidecar says, else as in the file.
   std::shared_ptr<const std::vector<std::vector<int32_t>>> units_by_slot{};
+  // With an accelerator: steps of at least so many rows bring the cold units' rows to it, in chunks of stream_bytes, and
+  // compute them there; 0 = none, -1 = where that is predicted to be faster. stream_bytes 0 = a size that hides copying.
+  int64_t stream_from_rows = -1;
+  uint64_t stream_bytes = 0;
   std::shared_ptr<const VirtualDeviceOptions> virtual_device{};  // of device "virtual", for tests; nullptr = ordinary
   std::string isa{};             // "" = best here (or HOTSET_ISA), "generic", "avx2", "avx512"; "amx" when named
   // Weights that this engine of the same model laid out anew at load are used, in dense mode too: dense results on the

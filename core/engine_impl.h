@@ -15,6 +15,7 @@
 #include "core/placement.h"
 #include "core/predictor.h"
 #include "core/relayout.h"
+#include "core/streamed_units.h"
 #include "core/weight_placer.h"
 
 namespace hotset {
@@ -53,9 +54,12 @@ class EngineImpl {
   EngineInfo info() const;
   const Predictor* predictor() const { return predictor_.get(); }
   const Plan& plan() const { return executor_->plan(); }
+  // Of steps of at least stream_from_rows() rows, if there are such.
+  const Plan* stream_plan() const { return stream_executor_ ? &stream_executor_->plan() : nullptr; }
+  int64_t stream_from_rows() const { return stream_from_rows_; }
   const Weights& weights() const;
-  UnitCounts unit_counts() const { return executor_->unit_counts(); }
-  Traffic traffic() const { return executor_->traffic(); }
+  UnitCounts unit_counts() const;
+  Traffic traffic() const;
   void advance(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states,
                const StopCheck& stop);
   // Forgets positions from n on and gives their blocks back.
@@ -74,22 +78,25 @@ class EngineImpl {
 
   // What a plan with an accelerator has beside the host: see hybrid_setup.cpp.
   void add_accelerator(const EngineOptions& options, bool is_outline);
+  void make_executors(const EngineOptions& options, const MachineRates& rates,
+                      const std::vector<std::vector<double>>& frequencies, bool is_outline);
   void take_device_kv(const EngineOptions& options, bool is_outline);
   void fill_info(EngineInfo& info) const;
   int64_t blocks_per_sequence() const { return (n_ctx_ + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions; }
 
   std::shared_ptr<const Relayout> choose_weights(const EngineOptions& options, bool is_outline) const;
   std::unique_ptr<const Predictor> make_predictor(const EngineOptions& options) const;
-  Plan make_plan(const EngineOptions& options) const;
+  Plan make_plan(const EngineOptions& options, const StreamRing* stream = nullptr) const;
   int64_t affordable_rows(const Plan& plan) const;
   void check(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states) const;
   void reserve_blocks(SequenceState& state, size_t n_positions);
   void release_blocks(SequenceState& state, size_t keep);
   std::byte* host_address(int32_t block);
-  bool fill_step(std::vector<Progress>& progress);
-  void collect_logits(std::vector<Progress>& progress);
+  Executor& executor_for(const std::vector<Progress>& progress);
+  bool fill_step(std::vector<Progress>& progress, const Plan& plan);
+  void collect_logits(std::vector<Progress>& progress, const float* logits);
 
-  FairMutex compute_;        // held for one step: guards executor_, params_, output_owner_
+  FairMutex compute_;        // held for one step: guards the executors, params_, output_owner_
   std::mutex blocks_mutex_;  // held shortly: guards pool_ and slabs_; a running step touches only its own blocks
   std::unique_ptr<Device> device_;       // the host's CPU
   std::unique_ptr<Device> accelerator_;  // nothing: everything on the CPU
@@ -101,6 +108,11 @@ class EngineImpl {
   std::unique_ptr<DeviceMemory> device_kv_;  // of all blocks, the layers that the accelerator attends to
   uint64_t device_kv_bytes_ = 0;
   std::unique_ptr<Executor> executor_;
+  // Of steps with many rows, for which the accelerator computes cold units too; nothing: executor_ does all.
+  StreamRing ring_;
+  std::unique_ptr<DeviceMemory> ring_memory_;
+  std::unique_ptr<Executor> stream_executor_;
+  int64_t stream_from_rows_ = 0;
   bool exact_ = false;  // inactive units are skipped
   DType kv_type_ = DType::kF16;
   int64_t n_ctx_ = 0;

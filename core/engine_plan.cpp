@@ -302,6 +302,8 @@ EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& 
       ChosenPlacement choice = choose_placement(outline.model(), options, problem);
       out.placement = std::move(choice.placement), both = std::move(choice.outline);
       out.steps = dump(both->plan());
+      if (both->stream_plan())
+        out.steps += cat("\nsteps of ", both->stream_from_rows(), " rows and more:\n", dump(*both->stream_plan()));
       set_compute(outline, both->info(), out.placement, bytes);
     } else {  // an engine has no assumed predictors
       out.placement = place(problem);

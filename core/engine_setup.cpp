@@ -31,6 +31,8 @@ void check_options(const EngineOptions& options) {
   if (options.n_ctx < 0 || options.n_ctx > int64_t{1} << 30)
     fail_option("n_ctx", "0 (as the model) to 2^30", cat(options.n_ctx));
   if (options.n_batch < 1 || options.n_batch > 65536) fail_option("n_batch", "1 to 65536", cat(options.n_batch));
+  if (options.stream_from_rows < -1)
+    fail_option("stream_from_rows", "-1 (automatic), 0 (none) or more", cat(options.stream_from_rows));
   if (options.n_sequences < 0) fail_option("n_sequences", "0 (no limit) or more", cat(options.n_sequences));
   if (options.mode != "auto" && options.mode != "dense" && options.mode != "exact" && options.mode != "predict")
     fail_option("mode", "auto, dense, exact or predict", quoted(options.mode));
@@ -178,7 +180,7 @@ std::unique_ptr<const Predictor> EngineImpl::make_predictor(const EngineOptions&
 
 const Weights& EngineImpl::weights() const { return relayout_ ? relayout_->weights() : model->weights(); }
 
-Plan EngineImpl::make_plan(const EngineOptions& options) const {
+Plan EngineImpl::make_plan(const EngineOptions& options, const StreamRing* stream) const {
   const ModelConfig& config = model->config();
   PlanOptions plan_options;
   plan_options.max_rows = std::min<int64_t>(options.n_batch, n_ctx_ * std::max(options.n_sequences, 1));
@@ -190,6 +192,7 @@ Plan EngineImpl::make_plan(const EngineOptions& options) const {
   plan_options.exact = exact_;
   plan_options.observe = options.observer != nullptr;
   plan_options.predictor = predictor_.get();
+  plan_options.stream = stream;
   Plan plan = placed_ ? build_plan(config, placed_->weights(), plan_options)
                       : build_plan(config, weights(), plan_options);
   plan.max_rows = affordable_rows(plan);
@@ -229,7 +232,7 @@ EngineInfo EngineImpl::info() const {
       out.weight_bytes_per_token +=
           weights().layers[i].ffn_down_t.view.size_bytes() - down_bytes(model->weights().layers[i]);
   out.kv_bytes_per_position = kv.block_bytes() / static_cast<uint64_t>(KvLayout::kBlockPositions);
-  out.buffer_bytes = executor_->buffer_bytes();
+  out.buffer_bytes = executor_->buffer_bytes() + (stream_executor_ ? stream_executor_->buffer_bytes() : 0);
   if (accelerator_) fill_info(out);
   if (!exact_ || accelerator_) return out;
   out.relayout_bytes = relayout_->n_bytes();

@@ -72,17 +72,15 @@ size_t Executor::shared_bytes() const {
   return out;
 }
 
-Traffic Executor::traffic() const { return programs_.back()->traffic(); }
+Traffic Executor::traffic() const {
+  Traffic out;
+  for (size_t lane = kDeviceLane; lane < programs_.size(); ++lane) out += programs_[lane]->traffic();
+  return out;
+}
 
 UnitCounts Executor::unit_counts() const {
   UnitCounts out;
-  for (const auto& program : programs_) {
-    const UnitCounts counts = program->unit_counts();
-    out.active += counts.active;
-    out.computed += counts.computed;
-    out.total += counts.total;
-    out.candidates += counts.candidates;
-  }
+  for (const auto& program : programs_) out += program->unit_counts();
   return out;
 }
 

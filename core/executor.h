@@ -31,7 +31,7 @@ class Executor {
   size_t buffer_bytes(int32_t lane) const;
   size_t shared_bytes() const;  // of host memory that hand-offs go through
   UnitCounts unit_counts() const;  // of all lanes
-  Traffic traffic() const;         // of the device's lane
+  Traffic traffic() const;         // of the device's lanes
 
  private:
   void share(std::chrono::milliseconds patience);

@@ -28,10 +28,11 @@ NamedTensor first_values(const NamedTensor& vector, int64_t n) { return first_ro
 class TwoLaneBuilder : private PlanBuilder {
  public:
   TwoLaneBuilder(const ModelConfig& config, const PlacedWeights& weights, const PlanOptions& options)
-      : PlanBuilder(config, options), weights_(weights) {}
+      : PlanBuilder(config, options), weights_(weights), stream_(options.stream) {}
 
   Plan build() {
     set_rope_freqs(weights_.rope_freqs);
+    if (stream_) cut_chunks();
     begin();
     for (size_t i = 0; i < weights_.layers.size(); ++i) {
       const PlacedLayer& layer = weights_.layers[i];
@@ -128,7 +129,9 @@ class TwoLaneBuilder : private PlanBuilder {
     const Activations& a = at(x_lane_);
     norm(w.ffn_norm, w.ffn_norm_b, a.x, a.x_norm);
     const bool is_alone = n_units(layer, other(x_lane_)) == 0 && !(x_lane_ == kHostLane && hands_list(layer));
-    if (is_alone)
+    if (stream_ && n_units(layer, kHostLane) > 0)
+      stream_cold(layer);
+    else if (is_alone)
       compute_units(layer, a.y, w.ffn_down_b);
     else if (x_lane_ == kDeviceLane)
       share_from_device(layer);
@@ -175,6 +178,76 @@ class TwoLaneBuilder : private PlanBuilder {
     if (n_units(layer, kHostLane) > 0) compute_units(layer, y_cold = own_sums("y_cold"), {});
     if (has_hot) wait(kHostLane, join);
     merge(y_cold ? y_cold : shared_sums(), y_cold && has_hot ? shared_sums() : BufferId{}, layer.host.ffn_down_b);
+  }
+
+  // The device computes all units: the hot ones, then the cold ones as their rows come.
+  void stream_cold(const PlacedLayer& layer) {
+    const bool from_host = x_lane_ == kHostLane;
+    if (from_host) hand_over(x_norm_of(kDeviceLane), x_norm_of(kHostLane), cat("fork ", layer_number()));
+    const BufferId sums = own_sums("y_hot");
+    bool is_first = true;
+    const auto sum = [&](const UnitRows& rows) {
+      sum_rows(rows, is_first ? BufferId{} : sums, sums);
+      is_first = false;
+    };
+    if (layer.place.n_hot > 0) sum(hot_rows(layer));
+    for (const StreamedChunk& chunk : chunks_[static_cast<size_t>(layer_number())]) {
+      const int64_t n = n_fetched_++, place = n % StreamRing::kPlaces;
+      fetch(chunk, n);
+      sum(chunk.rows);
+      if (n + StreamRing::kPlaces < n_chunks_) free_[static_cast<size_t>(place)] = signal(cat("free ", n));
+    }
+    if (!from_host) return merge(sums, {}, layer.device.ffn_down_b);
+    add(op::Copy{sums, shared_sums()});
+    wait(kHostLane, signal(cat("join ", layer_number())));
+    merge(shared_sums(), {}, layer.host.ffn_down_b);
+  }
+
+  void cut_chunks() {
+    plan_.ring = stream_->data, plan_.ring_bytes = stream_->size_bytes();
+    for (const PlacedLayer& layer : weights_.layers) {
+      chunks_.push_back(stream_units(layer, *stream_, n_chunks_));
+      n_chunks_ += static_cast<int64_t>(chunks_.back().size());
+    }
+  }
+
+  // Chunk n comes to its place, once the one that had it is no longer needed.
+  void fetch(const StreamedChunk& chunk, int64_t n) {
+    on(kCopyLane);
+    if (n >= StreamRing::kPlaces) add(op::Wait{free_[static_cast<size_t>(n % StreamRing::kPlaces)]});
+    for (const StreamedChunk::Move& move : chunk.moves) {
+      on(kHostLane);
+      const WeightId from = weight(move.from);
+      on(kDeviceLane);
+      const WeightId to = weight(move.to);
+      on(kCopyLane);
+      add(op::Fetch{from, to});
+    }
+    wait(kDeviceLane, signal(cat("rows ", n)));
+  }
+
+  static UnitRows hot_rows(const PlacedLayer& layer) {
+    const LayerWeights& w = layer.device;
+    const int64_t n = layer.place.n_hot;
+    return {first_rows(w.ffn_gate, n), first_values(w.ffn_gate_b, n), first_rows(w.ffn_up, n),
+            first_values(w.ffn_up_b, n), w.ffn_down_t, n};
+  }
+
+  // sums = onto, where there is one, + the sums of these units.
+  void sum_rows(const UnitRows& rows, BufferId onto, BufferId sums) {
+    op::SparseFfn ffn{};
+    ffn.activation = config_.activation;
+    if (exact_) {
+      const bool gated = static_cast<bool>(rows.gate);
+      ffn.detected = own("detected", rows.n), ffn.units = own("hot", rows.n + 1, BufferKind::kUnits);
+      const WeightId matrix = weight(gated ? rows.gate : rows.up);
+      add(op::Detect{matrix, weight(gated ? rows.gate_bias : rows.up_bias), x_norm_of(lane_), ffn.detected});
+      add(op::SelectUnits{ffn.detected, ffn.units, {}, UnitSet::kActive, 0, rows.n});
+    }
+    ffn.gate = weight(rows.gate), ffn.gate_bias = weight(rows.gate_bias);
+    ffn.up = weight(rows.up), ffn.up_bias = weight(rows.up_bias), ffn.down_t = weight(rows.down_t);
+    ffn.in = x_norm_of(lane_), ffn.out = sums, ffn.onto = onto;
+    add(ffn);
   }
 
   int64_t layer_number() const { return static_cast<int64_t>(plan_.kv_lanes.size()) - 1; }
@@ -260,6 +333,10 @@ class TwoLaneBuilder : private PlanBuilder {
   std::array<Activations, kMaxLanes> at_;
   int32_t x_lane_ = kHostLane;  // that has the residual
   int64_t n_moves_ = 0;
+  const StreamRing* const stream_;  // null: cold units are the host's
+  std::vector<std::vector<StreamedChunk>> chunks_;  // of each layer
+  int64_t n_chunks_ = 0, n_fetched_ = 0;
+  std::array<FlagId, StreamRing::kPlaces> free_;  // that the device signals when it is done with what a place has now
 };
 
 [[noreturn]] void fail(const std::string& what, const std::string& expected, const std::string& got) {
@@ -294,6 +371,7 @@ void check(const PlacedLayer& layer, size_t index, const ModelConfig& config, bo
 }  // namespace
 
 Plan build_plan(const ModelConfig& config, const PlacedWeights& weights, const PlanOptions& options) {
+  HS_CHECK(!options.stream || options.stream->place_bytes % StreamRing::kAlignment == 0, "hybrid planner");
   if (options.observe || options.predictor)
     throw Error(error_text("planner", "plan of two devices", "modes exact or dense, and no observer",
                            options.observe ? "an observer" : "a predictor", "use --device cpu"));

@@ -6,6 +6,7 @@
 #include "core/engine_impl.h"
 #include "core/engine_plan.h"
 #include "core/placement_choice.h"
+#include "core/stream_choice.h"
 
 namespace hotset {
 namespace {
@@ -53,13 +54,14 @@ void EngineImpl::add_accelerator(const EngineOptions& given, bool is_outline) {
   const uint64_t budget = options.vram_budget.value_or(kVirtualBytes);
   options.units_by_slot = units_by_slot(given, *model);
   accelerator_ = make_accelerator(options, device_->info().detail, budget, is_outline);
+  const PlanRequest request = request_for(*model, options, budget);
   if (options.placement) {
     placement_ = *options.placement;
     if (placement_.layers.size() != model->weights().layers.size())
       throw std::invalid_argument(error_text("engine", "placement", cat(model->weights().layers.size(), " layers"),
                                              cat(placement_.layers.size()), "make one for this model"));
   } else {
-    const PlacementProblem problem = placement_problem(model, on_cpu(options), request_for(*model, options, budget));
+    const PlacementProblem problem = placement_problem(model, on_cpu(options), request);
     placement_ = choose_placement(model, options, problem).placement;
     gpu_active_share_ = hot_share(problem, placement_).value_or(0);
   }
@@ -70,11 +72,34 @@ void EngineImpl::add_accelerator(const EngineOptions& given, bool is_outline) {
   auto rows = is_outline ? Relayout::outline(*model) : std::make_shared<const Relayout>(*model, n_threads, options.log);
   placed_ = std::make_unique<const WeightPlacer>(*model, std::move(rows), placement_, *options.units_by_slot, *accelerator_,
                                                  WeightPlacer::Options{n_threads, is_outline, options.log});
-  executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get(), accelerator_.get()}, make_plan(options));
+  make_executors(options, *request.rates, request.frequencies, is_outline);
   take_device_kv(options, is_outline);
   const uint64_t free_bytes = accelerator_->free_bytes();
   HS_CHECK(is_outline || free_bytes == UINT64_MAX || budget - free_bytes == info().device_bytes, "engine");
   if (!is_outline) log_to(options.log, LogLevel::kInfo, load_line(info(), placement_, budget, placed_->seconds()));
+}
+
+// One for all steps, or one for few rows and one for many.
+void EngineImpl::make_executors(const EngineOptions& options, const MachineRates& rates,
+                                const std::vector<std::vector<double>>& frequencies, bool is_outline) {
+  Plan plan = make_plan(options);
+  StreamChoice choice = choose_stream(placed_->weights(), {rates, device_->info().n_threads,
+                                                           options.vram_budget.value_or(kVirtualBytes), exact_, frequencies});
+  if (options.stream_from_rows >= 0 && choice.place_bytes > 0) choice.from_rows = options.stream_from_rows;
+  ring_.place_bytes = choice.place_bytes;
+  if (options.stream_bytes > 0) ring_.place_bytes = stream_place_bytes(placed_->weights(), options.stream_bytes);
+  if (choice.from_rows > 1 && choice.from_rows <= plan.max_rows && placement_.uses_device()) {
+    // In outline, addresses that tell nothing but that there is something, and not where the weights are.
+    ring_.data = reinterpret_cast<std::byte*>(StreamRing::kAlignment + placed_->device_bytes());
+    if (!is_outline) ring_memory_ = accelerator_->alloc(ring_.size_bytes()), ring_.data = ring_memory_->data();
+    Plan streamed = make_plan(options, &ring_);
+    plan.max_rows = choice.from_rows - 1;
+    plan.max_output_rows = std::min(plan.max_output_rows, plan.max_rows);
+    stream_executor_ = std::make_unique<Executor>(
+        std::vector<Device*>{device_.get(), accelerator_.get(), accelerator_.get()}, std::move(streamed));
+    stream_from_rows_ = choice.from_rows;
+  }
+  executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get(), accelerator_.get()}, std::move(plan));
 }
 
 // All blocks at once, so that what is taken is what was planned.
@@ -92,8 +117,12 @@ void EngineImpl::fill_info(EngineInfo& info) const {
   info.device_weight_bytes = placed_->device_bytes();
   info.device_kv_bytes = device_kv_bytes_;
   info.device_bytes = info.device_weight_bytes + device_kv_bytes_ + executor_->buffer_bytes(kDeviceLane);
+  if (stream_executor_) {
+    info.device_bytes += ring_.size_bytes();
+    for (const int32_t lane : {kDeviceLane, kCopyLane}) info.device_bytes += stream_executor_->buffer_bytes(lane);
+  }
   info.arena_bytes = placed_->arena_bytes();
-  info.shared_bytes = executor_->shared_bytes();
+  info.shared_bytes = executor_->shared_bytes() + (stream_executor_ ? stream_executor_->shared_bytes() : 0);
   info.gpu_active_share = gpu_active_share_;
   info.predicted_tg_ts = placement_.seconds > 0 ? 1 / placement_.seconds : 0;
 }

@@ -5,6 +5,7 @@
 
 #include "core/bit_planes.h"
 #include "core/error.h"
+#include "core/fetched_weights.h"
 #include "core/plan.h"
 
 namespace hotset {
@@ -25,7 +26,8 @@ class Linter {
       : plan_(plan),
         values_(plan.buffers.size()),
         flags_(plan.flags.size()),
-        stored_(static_cast<size_t>(plan.kv.n_layer), false) {}
+        stored_(static_cast<size_t>(plan.kv.n_layer), false),
+        fetched_(plan) {}
 
   std::vector<std::string> run() {
     expect(plan_.kv.dtype != DType::kQ8_0 || plan_.kv.head_dim % dtype_info(DType::kQ8_0).block_size == 0,
@@ -46,7 +48,7 @@ class Linter {
  private:
   static constexpr size_t kLanes = kMaxLanes;
   // By lane, how many of its steps have ended.
-  using Clock = std::array<int64_t, kLanes>;
+  using Clock = FetchedWeights::Clock;
 
   void begin_step(int32_t lane) {
     lane_ = lane;
@@ -60,6 +62,7 @@ class Linter {
     begin_step(kHostLane);
     if (reads(plan_.logits)) expect(plan_.buffer(plan_.logits).n_cols == plan_.n_vocab, "logits have n_vocab columns");
     expect(clocks_[kHostLane] == n_steps_, "the host's lane waits for the ends of all others");
+    expect(fetched_.unread().empty(), cat(fetched_.unread(), " is read after it was fetched"));
     for (size_t i = 0; i < flags_.size(); ++i)
       expect(flags_[i].is_signalled && flags_[i].is_waited, cat(plan_.flags[i], " is signalled and waited for"));
   }
@@ -130,7 +133,7 @@ class Linter {
     }
     ++value.version;
     value.read = false;
-    value.n_held = plan_.buffer(id).n_cols;
+    value.n_held = plan_.buffer(id).n_cols, value.detected_from = nullptr;
     value.writer = lane_, value.write_step = n_steps_[index(lane_)];
     return true;
   }
@@ -140,8 +143,20 @@ class Linter {
     if (ok) {
       const WeightDesc& weight = plan_.weights[static_cast<size_t>(id.index)];
       expect(weight.lane == lane_, cat(weight.name, " is a weight of lane ", lane_));
+      if (lane_ == kDeviceLane) {
+        const std::string problem = fetched_.read(weight, clocks_[kDeviceLane]);
+        expect(problem.empty(), problem);
+      }
     }
     return ok;
+  }
+  const WeightDesc* weight_of(WeightId id, int32_t lane) {
+    const bool ok = id && static_cast<size_t>(id.index) < plan_.weights.size() && plan_.weight(id);
+    expect(ok, "weight id in range and bound");
+    if (!ok) return nullptr;
+    const WeightDesc& out = plan_.weights[static_cast<size_t>(id.index)];
+    expect(out.lane == lane, cat(out.name, " is a weight of lane ", lane));
+    return &out;
   }
   void columns(BufferId id, int64_t n) {
     if (id.index >= 0 && static_cast<size_t>(id.index) < plan_.buffers.size())
@@ -252,6 +267,7 @@ class Linter {
     expect(!(o.in == o.out), "Detect does not write its input");
     if (!reads(o.in) || !writes(o.out)) return;
     value_of(o.out).n_held = weight.n_rows;
+    value_of(o.out).detected_from = weight.data;
     same_rows(o.in, o.out);
   }
   // A list of units below n_units, or values of so many units.
@@ -291,7 +307,13 @@ class Linter {
     if (o.h && writes(o.h)) same_rows(o.in, o.h);
     const bool sums = valid(o.out) && plan_.buffer(o.out).kind == BufferKind::kSums;
     expect(!sums || !o.down_bias, "a bias is added to merged sums");
-    if (writes(o.out, sums ? BufferKind::kSums : BufferKind::kFloats)) same_rows(o.in, o.out);
+    expect(sums || !o.onto, "only sums are added to sums");
+    if (o.onto && reads(o.onto, BufferKind::kSums)) same_rows(o.onto, o.out), columns(o.onto, plan_.buffer(o.out).n_cols);
+    if (!writes(o.out, sums ? BufferKind::kSums : BufferKind::kFloats)) return;
+    same_rows(o.in, o.out);
+    // Sums of some units stay good while the next ones are detected and listed, as long as the input is the same.
+    if (sums)
+      for (const BufferId id : {o.detected, o.units}) value_of(o.out).sources.erase(id.index);
   }
   void check(const op::MergeSums& o) {
     if (!reads(o.a, BufferKind::kSums) || (o.b && !reads(o.b, BufferKind::kSums)) || !writes(o.out)) return;
@@ -305,8 +327,12 @@ class Linter {
              "gate, up and down_t have one shape");
     vector(o.gate_bias, down_t.n_rows), vector(o.up_bias, down_t.n_rows), vector(o.down_bias, down_t.n_cols);
     columns(o.in, down_t.n_cols), columns(o.out, down_t.n_cols);
-    if (o.detected && valid(o.detected))
+    if (o.detected && o.up && valid(o.detected)) {
+      const TensorView& matrix = plan_.weight(o.gate ? o.gate : o.up);
+      const std::byte* const from = value_of(o.detected).detected_from;
+      expect(from == nullptr || from == matrix.data, "detect values of the units that are summed");
       expect(value_of(o.detected).n_held >= down_t.n_rows, cat("detect values of ", down_t.n_rows, " units"));
+    }
     if (o.units && valid(o.units)) holds(o.units, down_t.n_rows);
     if (o.h) columns(o.h, down_t.n_rows);
   }
@@ -341,6 +367,16 @@ class Linter {
     value_of(o.to).n_held = value_of(o.from).n_held;
     same_rows(o.from, o.to);
   }
+  void check(const op::Fetch& o) {
+    const WeightDesc *from = weight_of(o.from, kHostLane), *to = weight_of(o.to, kDeviceLane);
+    expect(lane_ == kCopyLane, "Fetch is of the copy lane");
+    if (!from || !to || lane_ != kCopyLane) return;
+    const TensorView &a = from->view, &b = to->view;
+    expect(a.dtype == b.dtype && a.n_cols == b.n_cols && a.n_rows == b.n_rows && a.row_stride == b.row_stride,
+           "Fetch keeps the shape");
+    const std::string problem = fetched_.fetch(*to, clocks_[kCopyLane]);
+    expect(problem.empty(), problem);
+  }
   void check(const op::Signal& o) {
     if (!flag(o.flag)) return;
     Flag& flag = flags_[static_cast<size_t>(o.flag.index)];
@@ -367,6 +403,7 @@ class Linter {
     int64_t version = 0;
     bool read = false;                   // this version has been read
     std::map<int32_t, int64_t> sources;  // buffer index -> version it was computed from
+    const std::byte* detected_from = nullptr;  // of what Detect wrote, the first row
     int64_t n_held = 0;                  // columns with values; of a list, how many units it was chosen from
     int32_t writer = 0;                  // the lane that wrote this version,
     int64_t write_step = 0;              // in this step of its own
@@ -388,6 +425,7 @@ class Linter {
   std::vector<Value> values_;
   std::vector<Flag> flags_;
   std::vector<bool> stored_;
+  FetchedWeights fetched_;
   std::vector<std::string> problems_;
 };
 

@@ -148,6 +148,7 @@ struct SparseFfn {
   BufferId units;     // the list of those to compute; optional, asks for `detected` unless it is of kind kActive
   BufferId in, out;
   BufferId h{};  // (n_ff) what weighs each unit's down row; optional, only without `units`
+  BufferId onto{};  // kSums, that the units' sums are added to; optional, only where `out` is kSums, which may equal it
 };
 
 // out = the sums of a and b (kSums) as floats, plus bias.
@@ -183,6 +184,12 @@ struct Copy {
   BufferId from, to;
 };
 
+// to = from. `from` is in host memory; `to`, of the same shape, is a piece of the device's memory that several weights
+// take turns in: its steps read a weight after its Fetch and before the next one into the same place. Of kCopyLane alone.
+struct Fetch {
+  WeightId from, to;
+};
+
 // Everything that this lane has done before is seen by the lane that waits for the flag. A flag has one Signal and one
 // Wait, on different lanes.
 struct Signal {
@@ -202,6 +209,7 @@ constexpr int64_t kNoSum = INT64_MIN;
 // A closed set: a device that lacks an op does not compile.
 using Op = std::variant<op::Embed, op::EmbedPosition, op::Norm, op::MatMul, op::RopeAngles, op::Rope, op::StoreKv,
                         op::Attention, op::Activate, op::Predict, op::Detect, op::SelectUnits, op::SparseFfn,
-                        op::MergeSums, op::Observe, op::Add, op::SelectRows, op::Copy, op::Signal, op::Wait>;
+                        op::MergeSums, op::Observe, op::Add, op::SelectRows, op::Copy, op::Fetch, op::Signal,
+                        op::Wait>;
 
 }  // namespace hotset

@@ -56,8 +56,8 @@ class Printer {
                   cat(o.units ? b(o.units) : "all units", o.detected ? " by " + b(o.detected) : "");
               const std::string gate = o.gate ? w(o.gate) + plus(o.gate_bias) + ", " : "";
               const std::string up = o.up ? w(o.up) + plus(o.up_bias) + ", " : "";
-              return cat(b(o.out), o.h ? ", " + b(o.h) : "", " = SparseFfn(", units, "; ", gate, up, w(o.down_t),
-                         plus(o.down_bias), "; ", b(o.in), ")");
+              return cat(b(o.out), o.h ? ", " + b(o.h) : "", " = ", o.onto ? b(o.onto) + " + " : "", "SparseFfn(",
+                         units, "; ", gate, up, w(o.down_t), plus(o.down_bias), "; ", b(o.in), ")");
             },
             [&](const op::MergeSums& o) {
               return cat(b(o.out), " = MergeSums(", b(o.a), o.b ? ", " + b(o.b) : "", plus(o.bias), ")");
@@ -69,6 +69,7 @@ class Printer {
             [&](const op::Add& o) { return cat(b(o.out), " = Add(", b(o.a), ", ", b(o.b), ")"); },
             [&](const op::SelectRows& o) { return cat(b(o.out), " = SelectRows(", b(o.in), ")"); },
             [&](const op::Copy& o) { return cat(b(o.to), " = Copy(", b(o.from), ")"); },
+            [&](const op::Fetch& o) { return cat(w(o.to), " = Fetch()"); },
             [&](const op::Signal& o) { return cat("Signal(", f(o.flag), ")"); },
             [&](const op::Wait& o) { return cat("Wait(", f(o.flag), ")"); },
         },
@@ -132,7 +133,8 @@ std::string dump(const Plan& plan) {
   const char* const host = plan.n_lanes() > 1 ? "host                " : "host    ";
   std::string out;
   for (const Step& step : plan.steps)
-    out += cat(step.lane == kHostLane ? host : "device  ", printer.text(step.op), "\n");
+    out += cat(step.lane == kHostLane ? host : step.lane == kCopyLane ? "copy    " : "device  ",
+               printer.text(step.op), "\n");
   return out;
 }
 

@@ -19,10 +19,12 @@ enum class BufferRows { kAll, kOutput };
 // device's are added to.
 enum class BufferKind { kFloats, kUnits, kActive, kSums };
 
-// Lanes of a plan: the host's CPU alone, or the CPU and an accelerator. A plan with one lane is the CPU's.
+// Lanes of a plan: the host's CPU alone, or the CPU and an accelerator, which may have a second lane that brings it
+// weights from host memory while it computes. A plan with one lane is the CPU's.
 constexpr int32_t kHostLane = 0;
 constexpr int32_t kDeviceLane = 1;
-constexpr int32_t kMaxLanes = 2;
+constexpr int32_t kCopyLane = 2;
+constexpr int32_t kMaxLanes = 3;
 // In place of a lane: host memory that every device can access, which hand-offs go through.
 constexpr int32_t kSharedLane = -1;
 
@@ -77,11 +79,14 @@ struct Plan {
   std::vector<double> rope_freqs;  // (n_rot / 2) radians per position, all scaling applied
   std::vector<BufferDesc> buffers;
   std::vector<WeightDesc> weights;
+  // Memory of the device that its weights take turns in: those that lie there are read after their Fetch.
+  const std::byte* ring = nullptr;
+  size_t ring_bytes = 0;
   std::vector<std::string> flags;  // their names
   std::vector<Step> steps;
   BufferId logits;  // in host memory: of the host's lane, or shared
 
-  int32_t n_lanes() const;  // 1, or 2 when a step is on kDeviceLane
+  int32_t n_lanes() const;  // one more than the last lane that has a step
   int32_t kv_lane(int64_t layer) const {
     return kv_lanes.empty() ? kHostLane : kv_lanes[static_cast<size_t>(layer)];
   }

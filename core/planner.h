@@ -6,6 +6,7 @@
 #include "core/model_config.h"
 #include "core/plan.h"
 #include "core/predictor.h"
+#include "core/streamed_units.h"
 #include "core/weights.h"
 
 namespace hotset {
@@ -19,6 +20,9 @@ struct PlanOptions {
   bool observe = false;  // compute all units of every layer and Observe them; not with `exact`
   // With `exact` it proposes the units that are looked at, with `observe` its margins are shown too. Outlives the plan.
   const Predictor* predictor = nullptr;
+  // With an accelerator: it computes the cold units too, whose rows come to it through this ring; not with a predictor or
+  // `observe`. Memory of the device that outlives the plan.
+  const StreamRing* stream = nullptr;
 };
 
 // The plan that computes a batch of rows of a model on one device. The plan's weights view the model's memory.

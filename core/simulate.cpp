@@ -49,6 +49,8 @@ std::optional<int64_t> layer_of(const Plan& plan, const Op& any) {
           return named(o.table);
         else if constexpr (requires { o.weight; })
           return named(o.weight);
+        else if constexpr (std::is_same_v<std::decay_t<decltype(o)>, op::Fetch>)
+          return named(o.from);
         else
           return std::nullopt;
       },
@@ -284,6 +286,10 @@ class Clock {
       const bool to_host = clock.plan_.buffer(o.to).lane == kSharedLane;
       if (clock.plan_.buffer(o.from).kind != BufferKind::kFloats) list(o.to) = list(o.from);
       return {0, crossing(o.from, to_host ? clock.costs_.to_host_gbps : clock.costs_.to_device_gbps)};
+    }
+
+    Cost operator()(const op::Fetch& o) const {
+      return {0, clock.costs_.copy_seconds + over(size(o.from), clock.costs_.to_device_gbps, "rate of the bus")};
     }
 
     const Firing& firing() const { return clock.firing_[static_cast<size_t>(std::max<int64_t>(layer_index, 0))]; }

@@ -23,6 +23,10 @@ struct UnitCounts {
     return static_cast<double>(candidates) / static_cast<double>(active);
   }
 
+  UnitCounts& operator+=(const UnitCounts& other) {
+    active += other.active, computed += other.computed, total += other.total, candidates += other.candidates;
+    return *this;
+  }
   UnitCounts operator-(const UnitCounts& other) const {
     return {active - other.active, computed - other.computed, total - other.total, candidates - other.candidates};
   }
@@ -37,7 +41,14 @@ struct UnitCounts {
 // What the hand-offs between a device and the host have moved since the engine was made.
 struct Traffic {
   uint64_t to_host = 0, to_device = 0;  // bytes in shared buffers, written and read by a device's lane
-  uint64_t n_signals = 0, n_waits = 0;
+  uint64_t n_signals = 0, n_waits = 0;  // of the device's lanes
+  uint64_t fetched = 0;                 // bytes of weights that came to the device while it computed
+
+  Traffic& operator+=(const Traffic& other) {
+    to_host += other.to_host, to_device += other.to_device, fetched += other.fetched;
+    n_signals += other.n_signals, n_waits += other.n_waits;
+    return *this;
+  }
 };
 
 }  // namespace hotset

@@ -92,7 +92,8 @@ class CpuProgram final : public Program {
 
   Traffic traffic() const override {
     const auto value = [](const std::atomic<uint64_t>& count) { return count.load(std::memory_order_relaxed); };
-    return {value(traffic_.to_host), value(traffic_.to_device), value(traffic_.n_signals), value(traffic_.n_waits)};
+    return {value(traffic_.to_host), value(traffic_.to_device), value(traffic_.n_signals), value(traffic_.n_waits),
+            value(traffic_.fetched)};
   }
 
   // Runs all phases. Rethrows the first error of any worker; the buffers are then undefined.
@@ -126,7 +127,7 @@ class CpuProgram final : public Program {
     std::atomic<uint64_t> active{0}, computed{0}, total{0}, candidates{0};
   } unit_counts_;
   struct {
-    std::atomic<uint64_t> to_host{0}, to_device{0}, n_signals{0}, n_waits{0};
+    std::atomic<uint64_t> to_host{0}, to_device{0}, n_signals{0}, n_waits{0}, fetched{0};
   } traffic_;
   bool only_listed_ = false;  // FfnShape::only_listed
   bool detects_listed_ = false;  // DetectShape::only_listed

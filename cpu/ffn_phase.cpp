@@ -81,7 +81,9 @@ float sum_value(int64_t sum) {
 
 // The sums of a row of the output, from `first_col` on, as what `out` holds.
 void put_sums(const FfnShape& shape, const int64_t* sums, int64_t row, int64_t first_col, int64_t n) {
-  if (shape.out.kind == BufferKind::kSums) {
+  if (shape.onto.data != nullptr) {
+    merge_sums(sums, shape.onto.sums(row) + first_col, n, shape.out.sums(row) + first_col);
+  } else if (shape.out.kind == BufferKind::kSums) {
     std::memcpy(shape.out.sums(row) + first_col, sums, static_cast<size_t>(n) * sizeof(int64_t));
   } else {
     const float* const bias = shape.down_bias != nullptr ? shape.down_bias + first_col : nullptr;

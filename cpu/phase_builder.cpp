@@ -394,6 +394,7 @@ void PhaseBuilder::add(const op::SparseFfn& o) {
   shape.down_t = plan_.weight(o.down_t);
   shape.gate_bias = vector(o.gate_bias), shape.up_bias = vector(o.up_bias), shape.down_bias = vector(o.down_bias);
   shape.in = buffer(o.in), shape.out = buffer(o.out);
+  if (o.onto) shape.onto = buffer(o.onto);
   if (o.detected) shape.detected = buffer(o.detected);
   if (o.units) shape.units = buffer(o.units);
   shape.is_gated = o.gate || (o.up && shape.units.kind == BufferKind::kActive);
@@ -475,6 +476,11 @@ void PhaseBuilder::add(const op::Copy& o) {
                    moved->fetch_add(n_bytes, std::memory_order_relaxed);
                  }));
   wrote(o.to);
+}
+
+void PhaseBuilder::add(const op::Fetch& o) {
+  push(std::make_unique<FetchPhase>(plan_.weight(o.from), const_cast<std::byte*>(plan_.weight(o.to).data),
+                                    program_.traffic_.fetched));
 }
 
 void PhaseBuilder::add(const op::Signal& o) {

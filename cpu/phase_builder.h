@@ -49,6 +49,7 @@ class PhaseBuilder {
   void add(const op::Add& o);
   void add(const op::SelectRows& o);
   void add(const op::Copy& o);
+  void add(const op::Fetch& o);
   void add(const op::Signal& o);
   void add(const op::Wait& o);
 

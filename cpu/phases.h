@@ -1,6 +1,7 @@
 // The phases that ops are made of. Rows: independent per row. MatMul, Ffn, Attention: see their files.
 #pragma once
 
+#include <cstring>
 #include <algorithm>
 #include <cstdint>
 #include <memory>
@@ -204,6 +205,7 @@ struct FfnShape {
   bool is_gated;
   const float *gate_bias, *up_bias, *down_bias;  // null: none
   RowBuffer in, out;
+  RowBuffer onto;      // sums that the units' are added to; else no data
   RowBuffer detected;  // the products that decide, computed before; else no data
   RowBuffer units;     // with a unit list; else no data
 
@@ -297,6 +299,23 @@ class ObservePhase final : public Phase {
  private:
   int64_t layer_;
   RowBuffer in_, detected_, h_, margins_;
+};
+
+// Brings rows of a weight to memory of the device.
+class FetchPhase final : public Phase {
+ public:
+  // The rows of both lie together.
+  FetchPhase(const TensorView& from, std::byte* to, std::atomic<uint64_t>& moved) : from_(from), to_(to), moved_(moved) {}
+  int64_t n_tasks(const StepContext&) const override { return 1; }
+  void run(int64_t, int32_t, const StepContext&) const override {
+    std::memcpy(to_, from_.data, from_.size_bytes());
+    moved_.fetch_add(from_.size_bytes(), std::memory_order_relaxed);
+  }
+
+ private:
+  TensorView from_;
+  std::byte* to_;
+  std::atomic<uint64_t>& moved_;
 };
 
 // Tells the lane that waits for the flag to go on.

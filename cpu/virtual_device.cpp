@@ -1,4 +1,7 @@
 // The virtual device: the CPU's phases on a thread of their own, in memory of their own.
+#include <algorithm>
+#include <array>
+#include <atomic>
 #include <condition_variable>
 #include <cstring>
 #include <deque>
@@ -53,10 +56,7 @@ class VirtualDevice final : public Device {
   explicit VirtualDevice(const VirtualDeviceOptions& options)
       : options_(options),
         kernels_(kernels_for(options.isa.empty() ? nullptr : options.isa.c_str())),
-        memory_(options.memory_bytes, options.fail_alloc),
-        random_(options.seed),
-        pool_(1),
-        thread_([this] { work(); }) {}
+        memory_(options.memory_bytes, options.fail_alloc) {}
 
   ~VirtualDevice() override {
     {
@@ -64,7 +64,8 @@ class VirtualDevice final : public Device {
       stopping_ = true;
     }
     changed_.notify_all();
-    thread_.join();
+    for (Queue& queue : queues_)
+      if (queue.thread.joinable()) queue.thread.join();
   }
 
   DeviceInfo info() const override { return {"virtual", "virtual device", kernels_.isa, 1}; }
@@ -85,11 +86,12 @@ class VirtualDevice final : public Device {
     PhaseBuilder::check_supported(plan, lane, "virtual device");
     Plan inside = plan;
     for (WeightDesc& weight : inside.weights)
-      if (weight.lane == lane) weight.view.data = memory_.real(weight.view.data, weight.view.size_bytes());
+      if (weight.lane == kDeviceLane) weight.view.data = memory_.real(weight.view.data, weight.view.size_bytes());
+    Queue& queue = queue_of(lane);
     return std::make_unique<VirtualProgram>(
-        inside, lane, shared, kernels_, pool_, memory_,
+        inside, lane, shared, kernels_, queue.pool, memory_,
         ProgramHost{[this](size_t n_bytes) { return memory_.alloc_real(n_bytes); },
-                    [this, handoff = shared.handoff] { before_phase(handoff); }},
+                    [this, &queue, handoff = shared.handoff] { before_phase(queue, handoff); }},
         [this] { finish(); });
   }
 
@@ -98,23 +100,23 @@ class VirtualDevice final : public Device {
     take(params, *next);
     {
       const std::lock_guard lock(mutex_);
-      launches_.push_back(std::move(next));
+      queue_of(next->program.lane()).launches.push_back(std::move(next));
     }
     changed_.notify_all();
   }
 
   void synchronize() override {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return launches_.empty(); });
+    changed_.wait(lock, [&] { return is_idle(); });
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
   bool finishes_within(std::chrono::milliseconds patience) override {
     constexpr std::chrono::milliseconds kLook{10};  // short ones, so that a stop of the process costs one
     std::unique_lock lock(mutex_);
-    for (auto left = patience; left.count() > 0 && !launches_.empty(); left -= kLook)
-      changed_.wait_for(lock, kLook, [&] { return launches_.empty(); });
-    return launches_.empty();
+    for (auto left = patience; left.count() > 0 && !is_idle(); left -= kLook)
+      changed_.wait_for(lock, kLook, [&] { return is_idle(); });
+    return is_idle();
   }
 
  private:
@@ -125,12 +127,32 @@ class VirtualDevice final : public Device {
     std::deque<std::vector<std::byte*>> blocks;  // what params.sequences name
   };
 
-  void work() {
+  // One lane's launches, in their order on a thread of its own.
+  struct Queue {
+    ThreadPool pool{1};
+    std::mt19937_64 random;                        // of that thread
+    std::deque<std::unique_ptr<Launch>> launches;  // guarded by mutex_
+    std::thread thread;
+  };
+
+  Queue& queue_of(int32_t lane) {
+    Queue& out = queues_[static_cast<size_t>(lane - kDeviceLane)];
+    if (!out.thread.joinable()) {
+      out.random.seed(options_.seed + static_cast<uint64_t>(lane));
+      out.thread = std::thread([this, &out] { work(out); });
+    }
+    return out;
+  }
+  bool is_idle() const {
+    return std::all_of(queues_.begin(), queues_.end(), [](const Queue& queue) { return queue.launches.empty(); });
+  }
+
+  void work(Queue& queue) {
     std::unique_lock lock(mutex_);
     while (true) {
-      changed_.wait(lock, [&] { return stopping_ || !launches_.empty(); });
-      if (launches_.empty()) return;
-      const Launch& next = *launches_.front();
+      changed_.wait(lock, [&] { return stopping_ || !queue.launches.empty(); });
+      if (queue.launches.empty()) return;
+      const Launch& next = *queue.launches.front();
       lock.unlock();
       std::exception_ptr error;
       try {
@@ -141,7 +163,7 @@ class VirtualDevice final : public Device {
       }
       lock.lock();
       if (error && !error_) error_ = error;
-      launches_.pop_front();
+      queue.launches.pop_front();
       changed_.notify_all();
     }
   }
@@ -164,26 +186,26 @@ class VirtualDevice final : public Device {
     std::unique_lock lock(mutex_);
     stopping_hang_ = true;
     changed_.notify_all();
-    changed_.wait(lock, [&] { return launches_.empty(); });
+    changed_.wait(lock, [&] { return is_idle(); });
     stopping_hang_ = false;
     error_ = nullptr;
   }
 
   // A step that has failed elsewhere ends here, before the next of its waits.
-  void before_phase(const Handoff* handoff) {
+  void before_phase(Queue& queue, const Handoff* handoff) {
     if (handoff != nullptr && handoff->aborted())
       throw DeviceError(
           error_text("virtual device", "step", "to run to its end", "a failure on the host", "see its error"));
-    ++n_phases_;
-    if (n_phases_ == options_.fail_phase)
+    const int64_t n_phases = ++n_phases_;
+    if (n_phases == options_.fail_phase)
       throw DeviceError(error_text("virtual device", "phase", "to be computed", "an injected fault", "start again"));
-    if (n_phases_ == options_.hang_phase) {
+    if (n_phases == options_.hang_phase) {
       std::unique_lock lock(mutex_);
       changed_.wait(lock, [&] { return stopping_ || stopping_hang_; });
       throw DeviceError(error_text("virtual device", "phase", "to be computed", "an injected stop", "start again"));
     }
     if (options_.max_delay_us > 0) {
-      const auto delay = std::uniform_int_distribution<int32_t>(0, options_.max_delay_us)(random_);
+      const auto delay = std::uniform_int_distribution<int32_t>(0, options_.max_delay_us)(queue.random);
       if (delay > 0) std::this_thread::sleep_for(std::chrono::microseconds(delay));
     }
   }
@@ -191,15 +213,12 @@ class VirtualDevice final : public Device {
   const VirtualDeviceOptions options_;
   const Kernels& kernels_;
   VirtualMemory memory_;
-  std::mt19937_64 random_;  // of the device's thread, like n_phases_
-  int64_t n_phases_ = 0;
-  ThreadPool pool_;
+  std::atomic<int64_t> n_phases_{0};
   std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
-  std::deque<std::unique_ptr<Launch>> launches_;
   std::exception_ptr error_;
   bool stopping_ = false, stopping_hang_ = false;
-  std::thread thread_;  // last: uses all of the above
+  std::array<Queue, kMaxLanes - kDeviceLane> queues_;
 };
 
 }  // namespace

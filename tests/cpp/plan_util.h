@@ -41,6 +41,7 @@ inline std::vector<BufferId*> buffers_of(Op& any) {
     std::vector<BufferId*> operator()(op::Add& o) { return {&o.a, &o.b, &o.out}; }
     std::vector<BufferId*> operator()(op::SelectRows& o) { return {&o.in, &o.out}; }
     std::vector<BufferId*> operator()(op::Copy& o) { return {&o.from, &o.to}; }
+    std::vector<BufferId*> operator()(op::Fetch&) { return {}; }
     std::vector<BufferId*> operator()(op::Signal&) { return {}; }
     std::vector<BufferId*> operator()(op::Wait&) { return {}; }
   };

@@ -13,6 +13,7 @@
 #include "core/weight_placer.h"
 #include "core/weights.h"
 #include "tests/cpp/families.h"
+#include "tests/cpp/placed_plans.h"
 
 namespace {
 
@@ -65,6 +66,10 @@ EngineOptions hybrid_options(std::mt19937_64& random, const TinySpec& spec, cons
   VirtualDeviceOptions card;
   card.max_delay_us = random() % 3 == 0 ? 20 : 0;
   card.seed = random();
+  // Prompts with the cold rows brought to the card, in chunks of a few units to all of a layer's, or without.
+  out.stream_from_rows = static_cast<int64_t>(random() % 5) - 1;
+  if (out.stream_from_rows == 1) out.stream_from_rows = 2;
+  if (random() % 4) out.stream_bytes = 256 << (random() % 8);
   out.virtual_device = std::make_shared<const VirtualDeviceOptions>(card);
   return out;
 }
@@ -245,15 +250,6 @@ TEST_CASE("hybrid: a device that says nothing any more is given up") {
   params.output_rows = {0};
   CHECK_THROWS_AS(executor.run(params), DeviceError);
   CHECK_THROWS_WITH_AS(executor.run(params), doctest::Contains("earlier step"), DeviceError);
-}
-
-MachineRates made_up_rates() {
-  MachineRates out;
-  out.read.push_back({"huge", 1, 50, 1, {}});
-  out.gpu = GpuRates{"card", 0, 500, {}};
-  out.pcie = PcieRates{20, 20};
-  out.handoff_us = 0.01;
-  return out;
 }
 
 TEST_CASE("hybrid: what is planned is taken to the byte, within the budget, with the results of the host alone") {
