@@ -11,5 +11,5 @@ bin=$PWD/build/test-venv/bin
 "$bin/cmake" -S . -B build/tests -G Ninja -DCMAKE_MAKE_PROGRAM="$bin/ninja" -DCMAKE_BUILD_TYPE=Release \
   -DHOTSET_TESTS=ON -DHOTSET_CUDA=OFF >build/cmake.log || { cat build/cmake.log; exit 1; }
 "$bin/cmake" --build build/tests -j "$(nproc)"
-"$bin/ctest" --test-dir build/tests --output-on-failure
+"$bin/ctest" --test-dir build/tests -j "$(nproc)" --output-on-failure
 HOTSET_BUILD_DIR=$PWD/build/tests PATH=$bin:$PATH "$PYTHON" -m pytest tests/python "$@"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -279,7 +280,9 @@ def test_ctrl_c_leaves_a_state_that_goes_on(tmp_path):
     words = ["-f", str(big), "-t", "2"]
     code = "import sys; from hotset.cli import main; sys.exit(main())"
     start = [sys.executable, "-c", code, "profile", *words, "-o", str(out)]
-    with subprocess.Popen(start, stderr=subprocess.PIPE, text=True) as process:
+    # Whoever runs the tests in the background has had the signal ignored.
+    heeded = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(start, stderr=subprocess.PIPE, text=True, preexec_fn=heeded) as process:
         assert process.stderr.readline().startswith("hotset: ")  # progress: something is counted
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
