@@ -38,8 +38,11 @@ class TwoLaneBuilder : private PlanBuilder {
       const PlacedLayer& layer = weights_.layers[i];
       move_x(lane_of(layer.place.attention));
       on(x_lane_);
-      attention(side(layer, x_lane_), static_cast<int64_t>(i), at(x_lane_));
-      plan_.kv_lanes.push_back(x_lane_);
+      plan_.kv_lanes.push_back(lane_of(layer.place.kv()));
+      if (layer.place.host_kv)
+        attend_on_host(layer);
+      else
+        attention(side(layer, x_lane_), layer_number(), at(x_lane_));
       feed_forward(layer);
     }
     head();
@@ -122,6 +125,23 @@ class TwoLaneBuilder : private PlanBuilder {
     on(x_lane_);
     hand_over(x_of(kDeviceLane), x_of(kHostLane), cat("x ", n_moves_++));
     x_lane_ = lane;
+  }
+
+  // The device has the weights, the host the keys and values: q, k and v go over, what was attended to comes back.
+  void attend_on_host(const PlacedLayer& layer) {
+    const Activations& a = at(kDeviceLane);
+    project_qkv(layer.device, a);
+    Activations host;
+    host.q = shared("q", plan_.buffer(a.q).n_cols), host.attn = shared("attn", plan_.buffer(a.attn).n_cols);
+    host.k = shared("k", plan_.buffer(a.k).n_cols), host.v = shared("v", plan_.buffer(a.v).n_cols);
+    add(op::Copy{a.q, host.q});
+    add(op::Copy{a.k, host.k});
+    add(op::Copy{a.v, host.v});
+    wait(kHostLane, signal(cat("qkv ", layer_number())));
+    attend(layer_number(), host);
+    wait(kDeviceLane, signal(cat("attn ", layer_number())));
+    add(op::Copy{host.attn, a.attn});
+    add_attention(layer.device, a);
   }
 
   void feed_forward(const PlacedLayer& layer) {
@@ -349,6 +369,8 @@ void check(const PlacedLayer& layer, size_t index, const ModelConfig& config, bo
   const int64_t n_hot = layer.place.n_hot;
   if (layer.n_units < 1 || n_hot < 0 || n_hot > layer.n_units)
     fail(where, cat("0 to ", layer.n_units, " hot units"), cat(n_hot));
+  if (layer.place.host_kv && layer.place.attention == Place::kHost)
+    fail(where, "keys and values on the host with the attention", "apart from it");
   if (layer.place.detect == DetectPlace::kHost && n_hot > 0)
     fail(where, "no hot units without detect rows", cat(n_hot));
   const int64_t n_cold = layer.n_units - n_hot;

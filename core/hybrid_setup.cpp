@@ -13,12 +13,14 @@ namespace {
 
 std::string load_line(const EngineInfo& info, const Placement& placement, uint64_t budget, double seconds) {
   const auto mib = [](uint64_t n) { return cat((n + (1 << 19)) >> 20, " MiB"); };
-  int64_t n_attention = 0;
-  for (const LayerPlacement& each : placement.layers) n_attention += each.attention == Place::kDevice;
+  int64_t n_attention = 0, n_host_kv = 0;
+  for (const LayerPlacement& each : placement.layers)
+    n_attention += each.attention == Place::kDevice, n_host_kv += each.host_kv;
   std::string out = cat("[engine] ", info.device, ": ", mib(info.device_bytes), " of ", mib(budget), " taken (weights ",
                         mib(info.device_weight_bytes), ", kv ", mib(info.device_kv_bytes), "): attention of ", n_attention,
                         " of ", placement.layers.size(), " layers, ", std::lround(100 * info.gpu_active_share),
                         " % of the active units", placement.head == Place::kDevice ? ", head" : "");
+  if (n_host_kv > 0) out += cat(", keys and values of ", n_host_kv, " of those layers on the host");
   out += cat("; host: ", mib(info.arena_bytes), " of cold units copied in ", std::lround(1000 * seconds), " ms");
   return info.predicted_tg_ts > 0 ? out + cat("; about ", std::lround(info.predicted_tg_ts), " tokens/s expected") : out;
 }

@@ -76,7 +76,7 @@ MemoryPlan account(const Weights& weights, bool exact, const EngineBytes& engine
     const uint64_t detected_there = at.detect == DetectPlace::kDevice && !predicts ? n : hot;
     out.add("predictor", side(at.detect == DetectPlace::kDevice), engine.assumed_predictor_per_layer);
     out.add("attention", side(at.attention == Place::kDevice), bytes.attention);
-    out.add("kv", side(at.attention == Place::kDevice), engine.kv_per_layer);
+    out.add("kv", side(at.kv() == Place::kDevice), engine.kv_per_layer);
     out.add("detect", kGpu, detected_there * bytes.detect_row);
     out.add("detect", kCpu, (n - detected_there) * bytes.detect_row);
     out.add("units", kGpu, hot * bytes.unit_rows);

@@ -120,14 +120,17 @@ class FfnModel {
   std::vector<double> expected_;  // (n_units + 1) active units among the first ones
 };
 
-double attention_seconds(const PlacementLayer& layer, Place place, double handoff) {
-  const double bytes = static_cast<double>(layer.attention_bytes + layer.kv_read_bytes);
-  return place == Place::kDevice ? bytes / giga(layer.device.dense_gbps)
-                                 : bytes / giga(layer.host.dense_gbps) + handoff;
+double attention_seconds(const PlacementLayer& layer, const LayerPlacement& at, double handoff) {
+  const auto rate = [&](Place place) {
+    return giga(place == Place::kDevice ? layer.device.dense_gbps : layer.host.dense_gbps);
+  };
+  const double weights = static_cast<double>(layer.attention_bytes), kv = static_cast<double>(layer.kv_read_bytes);
+  const bool gives_work = at.attention == Place::kHost || at.kv() == Place::kHost;
+  return weights / rate(at.attention) + kv / rate(at.kv()) + (gives_work ? handoff : 0);
 }
 
-uint64_t attention_bytes(const PlacementLayer& layer, Place place) {
-  return place == Place::kDevice ? layer.attention_bytes + layer.kv_bytes : 0;
+uint64_t attention_bytes(const PlacementLayer& layer, const LayerPlacement& at) {
+  return (at.attention == Place::kDevice ? layer.attention_bytes : 0) + (at.kv() == Place::kDevice ? layer.kv_bytes : 0);
 }
 
 double head_seconds(const PlacementProblem& problem, Place place, double handoff) {
@@ -139,11 +142,11 @@ double head_seconds(const PlacementProblem& problem, Place place, double handoff
 
 double layer_seconds(const FfnModel& ffn, const PlacementLayer& layer, const LayerPlacement& at, double handoff) {
   const bool all_on_host = at.attention == Place::kHost && at.detect == DetectPlace::kHost;
-  return attention_seconds(layer, at.attention, handoff) + ffn.seconds(at.detect, at.n_hot, !all_on_host);
+  return attention_seconds(layer, at, handoff) + ffn.seconds(at.detect, at.n_hot, !all_on_host);
 }
 
 uint64_t layer_bytes(const FfnModel& ffn, const PlacementLayer& layer, const LayerPlacement& at) {
-  return attention_bytes(layer, at.attention) + ffn.bytes(at.detect, at.n_hot);
+  return attention_bytes(layer, at) + ffn.bytes(at.detect, at.n_hot);
 }
 
 // What one class of the knapsack may be, with what that means.
@@ -163,11 +166,12 @@ Options layer_options(const PlacementProblem& problem, const PlacementLayer& lay
     all.alternatives.push_back(
         {static_cast<int64_t>(layer_bytes(ffn, layer, at)), layer_seconds(ffn, layer, at, problem.handoff_seconds)});
   };
-  for (const Place attention : {Place::kHost, Place::kDevice}) {
-    add({0, DetectPlace::kHost, attention});
+  for (const auto& [attention, host_kv] : {std::pair{Place::kHost, false}, {Place::kDevice, false}, {Place::kDevice, true}}) {
+    if (host_kv && layer.kv_bytes == 0) continue;
+    add({0, DetectPlace::kHost, attention, host_kv});
     for (const DetectPlace detect : {DetectPlace::kSplit, DetectPlace::kDevice})
       for (int64_t n_hot = 0;; n_hot = std::min(n, n_hot + problem.unit_step)) {
-        if (ffn.can_be(detect, n_hot)) add({n_hot, detect, attention});
+        if (ffn.can_be(detect, n_hot)) add({n_hot, detect, attention, host_kv});
         if (n_hot == n) break;
       }
   }
@@ -192,6 +196,8 @@ void check_layers(const PlacementProblem& problem, const Placement& placement) {
   for (size_t i = 0; i < placement.layers.size(); ++i) {
     const LayerPlacement& at = placement.layers[i];
     const int64_t n = problem.layers[i].n_units();
+    if (at.host_kv && at.attention == Place::kHost)
+      fail(cat("keys and values of layer ", i), "on the host with the attention", "apart from it");
     if (at.n_hot < 0 || at.n_hot > n) fail(cat("hot units of layer ", i), cat("0 to ", n), cat(at.n_hot));
     if (!FfnModel(problem.layers[i], 0).can_be(at.detect, at.n_hot))
       fail(cat("detect of layer ", i), cat("one that goes with ", at.n_hot, " hot units of ", n),
@@ -319,7 +325,9 @@ Placement shorten(const PlacementProblem& problem, Placement placement) {
     push(i);
   }
   for (size_t i = placement.layers.size(); i-- > 0 && used > problem.budget;)
-    change(i, {0, DetectPlace::kHost, placement.layers[i].attention});
+    change(i, {0, DetectPlace::kHost, placement.layers[i].attention, placement.layers[i].host_kv});
+  for (size_t i = placement.layers.size(); i-- > 0 && used > problem.budget;)
+    if (LayerPlacement to = placement.layers[i]; to.attention == Place::kDevice) to.host_kv = true, change(i, to);
   if (used > problem.budget && placement.head == Place::kDevice)
     placement.head = Place::kHost, used -= problem.head_bytes;
   for (size_t i = placement.layers.size(); i-- > 0 && used > problem.budget;) change(i, {});

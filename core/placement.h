@@ -65,6 +65,11 @@ struct LayerPlacement {
   int64_t n_hot = 0;  // units 0 to n_hot - 1, in slot order, have their rows on the device
   DetectPlace detect = DetectPlace::kHost;
   Place attention = Place::kHost;
+  // With attention on the device: its keys and values are in host memory all the same, and the host attends to them. A
+  // context grows without taking hot units' place, and the host reads its memory faster than the bus would bring it.
+  bool host_kv = false;
+
+  Place kv() const { return host_kv ? Place::kHost : attention; }
 };
 
 struct Placement {
@@ -80,7 +85,7 @@ struct Placement {
 };
 
 // The placement of least predict_seconds() within the budget, and a proven bound. Alternatives of a layer: attention on
-// either side; and all units hot (no hand-off), or detect on the device with any number of hot units, or detect split,
+// either side, or on the device with keys and values on the host; and all units hot (no hand-off), or detect on the device with any number of hot units, or detect split,
 // or everything on the host; the head on either side; and everything on the host without any hand-off. Where nothing is
 // faster than everything on the host, or the budget is below fixed_bytes, that is the answer.
 // Throws std::invalid_argument for frequencies that are not finite, not within 0 to 1 or not descending, and for rates,
@@ -92,7 +97,8 @@ Placement place(const PlacementProblem& problem);
 void check_placement(const PlacementProblem& problem, const Placement& placement);
 
 // Predicted seconds of a decode token with this placement, whatever its budget:
-//   sum over layers [t_attention + t_device_always + max(t_device_hot, t_host_cold + hand-off)] + t_head
+//   sum over layers [t_attention + t_kv + t_device_always + max(t_device_hot, t_host_cold + hand-off)] + t_head
+// with a hand-off more where attention and its keys and values are on different sides.
 // Times are bytes over rates; the number of active units of a side is its expectation, the sum of its units'
 // frequencies, and rows are gathered at that density. The expectation of a maximum is at least the maximum of the
 // expectations, and nothing but reads is counted: a prediction is a lower limit that real runs come near to.
@@ -105,7 +111,7 @@ std::optional<double> hot_share(const PlacementProblem& problem, const Placement
 uint64_t device_bytes(const PlacementProblem& problem, const Placement& placement);
 
 // Makes a placement fit `problem.budget` without rates: gives back the hot units that are active least often for their
-// bytes, a step at a time, then detect matrices, the head and attention, the last layers first. A placement that fits
+// bytes, a step at a time, then detect matrices, keys and values, the head and attention, the last layers first. A placement that fits
 // is returned as it is. `seconds` and `bound` are not set.
 Placement shorten(const PlacementProblem& problem, Placement placement);
 

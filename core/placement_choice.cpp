@@ -40,7 +40,8 @@ Placement of_sidecar(const SidecarPlacement& stored) {
                           detect == "device" ? DetectPlace::kDevice
                           : detect == "split" ? DetectPlace::kSplit
                                               : DetectPlace::kHost,
-                          attention == "device" ? Place::kDevice : Place::kHost});
+                          attention == "device" ? Place::kDevice : Place::kHost,
+                          attention == "device" && !stored.kv.empty() && stored.kv[i] == "host"});
   }
   out.head = stored.head == "device" ? Place::kDevice : Place::kHost;
   return out;
@@ -58,7 +59,6 @@ class PlacementChoice {
  public:
   PlacementChoice(std::shared_ptr<const Model> model, const EngineOptions& options, PlacementProblem problem)
       : model_(std::move(model)), options_(options), budget_(problem.budget), problem_(std::move(problem)) {
-    // Keys and values lie where attention is computed.
     for (PlacementLayer& layer : problem_.layers)
       if (options.kv_place == "host") layer.kv_bytes = budget_ + 1;
     const std::string path = Sidecar::find(options.sidecar, model_->path());
@@ -84,7 +84,7 @@ class PlacementChoice {
 
  private:
   void check(const Placement& placement) const {
-    const auto on_host = [](const LayerPlacement& layer) { return layer.attention == Place::kHost; };
+    const auto on_host = [](const LayerPlacement& layer) { return layer.kv() == Place::kHost; };
     if (options_.kv_place == "device" && std::any_of(placement.layers.begin(), placement.layers.end(), on_host))
       throw OutOfMemoryError(error_text("engine", "kv_place device", "memory for the keys and values of all layers",
                                         cat(budget_, " bytes"), "lower -c, raise --vram-budget, or use kv_place auto"));
@@ -111,7 +111,8 @@ class PlacementChoice {
     for (size_t i = first; i < slow.layers.size(); ++i) slow.layers[i].host = ReadRate{kCrawl, {}};
     Placement out = place(slow);
     for (size_t i = first; i < slow.layers.size(); ++i)
-      if (out.layers[i].n_hot < slow.layers[i].n_units() || out.layers[i].attention != Place::kDevice)
+      if (out.layers[i].n_hot < slow.layers[i].n_units() || out.layers[i].attention != Place::kDevice ||
+          (out.layers[i].host_kv && options_.kv_place != "host"))
         throw OutOfMemoryError(error_text("engine", "-ngl " + options_.n_gpu_layers,
                                           cat("memory for the last ", slow.layers.size() - first, " layers"),
                                           cat(budget_, " bytes"), "lower -ngl or raise --vram-budget"));

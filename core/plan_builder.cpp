@@ -83,15 +83,27 @@ void PlanBuilder::rope(BufferId x, int64_t n_head, BufferId angles) {
 }
 
 void PlanBuilder::attention(const LayerWeights& w, int64_t layer, const Activations& a) {
+  project_qkv(w, a);
+  attend(layer, a);
+  add_attention(w, a);
+}
+
+void PlanBuilder::project_qkv(const LayerWeights& w, const Activations& a) {
   norm(w.attn_norm, w.attn_norm_b, a.x, a.x_norm);
   mat_mul(w.attn_q, w.attn_q_b, a.x_norm, a.q);
   mat_mul(w.attn_k, w.attn_k_b, a.x_norm, a.k);
   mat_mul(w.attn_v, w.attn_v_b, a.x_norm, a.v);
   rope(a.q, config_.n_head, a.angles);
   rope(a.k, config_.n_head_kv, a.angles);
+}
+
+void PlanBuilder::attend(int64_t layer, const Activations& a) {
   add(op::StoreKv{layer, a.k, a.v});
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   add(op::Attention{layer, config_.n_head, scale, a.q, a.attn});
+}
+
+void PlanBuilder::add_attention(const LayerWeights& w, const Activations& a) {
   mat_mul(w.attn_output, w.attn_output_b, a.attn, a.y);
   add(op::Add{a.x, a.y, a.x});
 }

@@ -41,7 +41,11 @@ class PlanBuilder {
   void embed(const NamedTensor& table, const NamedTensor& positions, BufferId x);
   void norm(const NamedTensor& w, const NamedTensor& bias, BufferId in, BufferId out);
   void mat_mul(const NamedTensor& w, const NamedTensor& bias, BufferId in, BufferId out);
+  // Attention and what is around it; or its three parts: before the keys and values, with them, after them.
   void attention(const LayerWeights& w, int64_t layer, const Activations& a);
+  void project_qkv(const LayerWeights& w, const Activations& a);
+  void attend(int64_t layer, const Activations& a);
+  void add_attention(const LayerWeights& w, const Activations& a);
 
   const ModelConfig& config_;
   const bool exact_;

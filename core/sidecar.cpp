@@ -166,6 +166,8 @@ class SidecarReader {
       if (n < 0 || n > config_.n_ff) fail("key " + quoted(key("n_hot")), cat("0 to ", config_.n_ff), cat(n));
     out.detect = per_layer(key("detect"), file_.get_string_array(key("detect")));
     out.attention = per_layer(key("attention"), file_.get_string_array(key("attention")));
+    if (file_.find(key("kv"))) out.kv = per_layer(key("kv"), file_.get_string_array(key("kv")));
+    for (const std::string& where : out.kv) one_of(key("kv"), where, {"device", "host"});
     for (const std::string& where : out.detect) one_of(key("detect"), where, {"device", "host", "split"});
     for (const std::string& where : out.attention) one_of(key("attention"), where, {"device", "host"});
     out.head = text(key("head"));

@@ -48,6 +48,7 @@ struct SidecarPlacement {
   std::string machine;
   std::vector<int64_t> n_hot;                  // (n_layer) units on the device: so many first slots
   std::vector<std::string> detect, attention;  // (n_layer) "device", "host" or "split"
+  std::vector<std::string> kv;                 // (n_layer) "device" or "host"; empty = with attention
   std::string head;                            // "device" or "host"
   double predicted_tg_ts = 0, gap = 0;
 };

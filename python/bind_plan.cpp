@@ -70,6 +70,7 @@ void write_decisions(const Placement& placement, const PlacementProblem* problem
     layer["n_units"] = problem ? problem->layers[i].n_units() : n_units;
     layer["detect"] = place_name(at.detect);
     layer["attention"] = place_name(at.attention);
+    layer["kv"] = place_name(at.kv());
     layers.append(layer);
   }
   out["layers"] = layers;
@@ -84,6 +85,7 @@ Placement decisions(const nb::dict& from) {
     LayerPlacement at;
     at.n_hot = member<int64_t>(layer, "n_hot");
     at.attention = member<std::string>(layer, "attention") == "device" ? Place::kDevice : Place::kHost;
+    at.host_kv = at.attention == Place::kDevice && layer.contains("kv") && member<std::string>(layer, "kv") == "host";
     at.detect = detect == "device"  ? DetectPlace::kDevice
                 : detect == "split" ? DetectPlace::kSplit
                                     : DetectPlace::kHost;

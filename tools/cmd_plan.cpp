@@ -177,7 +177,8 @@ std::string json_report(const Report& report) {
         .field("layer", static_cast<uint64_t>(i))
         .field("n_hot", at.n_hot)
         .field("n_units", plan.n_units);
-    json.field("detect", place_name(at.detect)).field("attention", place_name(at.attention)).end_object();
+    json.field("detect", place_name(at.detect)).field("attention", place_name(at.attention));
+    json.field("kv", place_name(at.kv())).end_object();
   }
   json.end_array();
   write_predictions(json, plan);
@@ -190,16 +191,17 @@ std::string json_report(const Report& report) {
 // Runs of equal layers are one line.
 std::string layer_table(const EnginePlan& plan) {
   std::string out =
-      "\n| layers    |   hot units | detect | attention |\n| --------- | ----------: | ------ | --------- |\n";
+      "\n| layers    |   hot units | detect | attention | kv     |\n"
+      "| --------- | ----------: | ------ | --------- | ------ |\n";
   const auto& layers = plan.placement.layers;
   for (size_t begin = 0, end = 0; begin < layers.size(); begin = end) {
     const LayerPlacement& at = layers[begin];
     for (end = begin; end < layers.size() && layers[end].n_hot == at.n_hot && layers[end].detect == at.detect &&
-                      layers[end].attention == at.attention;)
+                      layers[end].attention == at.attention && layers[end].host_kv == at.host_kv;)
       ++end;
     const std::string range = end - begin == 1 ? cat(begin) : cat(begin, " to ", end - 1);
-    out += text_of("| %-9s | %11lld | %-6s | %-9s |\n", range.c_str(), static_cast<long long>(at.n_hot),
-                   place_name(at.detect), place_name(at.attention));
+    out += text_of("| %-9s | %11lld | %-6s | %-9s | %-6s |\n", range.c_str(), static_cast<long long>(at.n_hot),
+                   place_name(at.detect), place_name(at.attention), place_name(at.kv()));
   }
   return out + cat("\nof ", plan.n_units, " units each; head: ", place_name(plan.placement.head), "\n");
 }

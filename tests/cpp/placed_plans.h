@@ -77,6 +77,8 @@ inline Layers layer_choices(int64_t n, bool exact) {
     for (const int64_t n_hot : {int64_t{0}, n / 3, n})
       if (exact || n_hot == n) out.push_back({n_hot, DetectPlace::kDevice, attention});
   }
+  for (const LayerPlacement& each : {LayerPlacement{0, DetectPlace::kHost}, {n / 3, DetectPlace::kSplit}, {n, DetectPlace::kDevice}})
+    out.push_back({each.n_hot, each.detect, kDevice, true});
   return out;
 }
 
@@ -110,7 +112,8 @@ inline PlanOptions options_of(bool exact) {
 inline std::string text_of(const Variant& variant) {
   std::string out;
   for (const LayerPlacement& each : variant.layers)
-    out += cat(each.n_hot, " hot, detect ", place_name(each.detect), ", attention ", place_name(each.attention), "; ");
+    out += cat(each.n_hot, " hot, detect ", place_name(each.detect), ", attention ", place_name(each.attention), ", kv ",
+               place_name(each.kv()), "; ");
   return out + "head " + place_name(variant.head);
 }
 

@@ -33,7 +33,8 @@ Placement random_placement(std::mt19937_64& random, const TinySpec& spec, bool i
     const int64_t n_hot = pick(5) == 0 ? 0 : pick(5) == 0 ? spec.n_ff : pick(spec.n_ff + 1);
     DetectPlace detect = n_hot == 0 ? DetectPlace::kHost : DetectPlace::kSplit;
     if (!is_dense && pick(2)) detect = DetectPlace::kDevice;
-    out.layers.push_back({n_hot, detect, pick(4) ? Place::kDevice : Place::kHost});
+    const Place attention = pick(4) ? Place::kDevice : Place::kHost;
+    out.layers.push_back({n_hot, detect, attention, attention == Place::kDevice && pick(3) == 0});
   }
   out.head = pick(2) ? Place::kDevice : Place::kHost;
   return out;
@@ -278,6 +279,36 @@ TEST_CASE("hybrid: what is planned is taken to the byte, within the budget, with
       CHECK(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
     }
     CHECK(n_split > 0);
+  }
+}
+
+TEST_CASE("hybrid: keys and values on the host leave attention's weights on the card, of whatever type they are") {
+  TinySpec spec{.n_layer = 3, .n_embd = 128, .n_ff = 320, .head_dim = 32, .dtype = DType::kQ8_0};
+  const auto model = load_tiny(spec);
+  const Ids ids = random_tokens(3, 14, 270);
+  for (const char* kv_type : {"f16", "q8_0"}) {
+    CAPTURE(kv_type);
+    EngineOptions host{.n_threads = 1, .n_sequences = 2, .kv_type = kv_type, .mode = "dense"};
+    const Logits expected = all_logits(Engine::create(model, host), ids);
+    EngineOptions options{.n_threads = 1, .n_ctx = 2048, .n_batch = 8, .n_sequences = 2, .kv_type = kv_type, .device = "virtual"};
+    options.rates = std::make_shared<const MachineRates>(made_up_rates());
+    const uint64_t fixed = placement_problem(model, options, request_for(*model, options, 1 << 28)).fixed_bytes;
+    // The context's keys and values take more than everything else.
+    const uint64_t budget = fixed + model->size_bytes();
+    for (const char* kv_place : {"auto", "host"}) {
+      options.kv_place = kv_place, options.vram_budget = budget;
+      const auto engine = Engine::create(model, options);
+      const EnginePlan plan = plan_engine(model, options, request_for(*model, options, budget));
+      CHECK(engine->info().device_bytes == plan.memory.bytes_on("gpu"));
+      int64_t n_apart = 0;
+      for (const LayerPlacement& layer : plan.placement.layers) n_apart += layer.host_kv;
+      CHECK(n_apart == 3);
+      CHECK(engine->info().device_kv_bytes == 0);
+      const Logits got = all_logits(engine, ids);
+      CHECK(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
+    }
+    options.kv_place = "device";
+    CHECK_THROWS_AS(Engine::create(model, options), OutOfMemoryError);
   }
 }
 

@@ -93,7 +93,7 @@ TEST_CASE("hybrid plan: every placement of every family is right") {
   for_all_plans([](const Plan& plan, const Variant& variant) {
     CHECK(lint(plan).empty());
     for (size_t i = 0; i < variant.layers.size(); ++i) {
-      const int32_t lane = variant.layers[i].attention == kDevice ? kDeviceLane : kHostLane;
+      const int32_t lane = variant.layers[i].kv() == kDevice ? kDeviceLane : kHostLane;
       CHECK(plan.kv_lane(static_cast<int64_t>(i)) == lane);
     }
     const bool any_on_device =

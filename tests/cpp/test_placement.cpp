@@ -122,7 +122,7 @@ PlacementProblem random_problem(Random& random, const Shape& shape) {
                                                   static_cast<double>(shape.n_units));
     layer.over_selection = shape.predictor_share > 0 ? 1.5 : 1;
     layer.attention_bytes = static_cast<uint64_t>(integer(random, 1, 6)) * 1000;
-    layer.kv_bytes = 500, layer.kv_read_bytes = 250;
+    layer.kv_bytes = random() % 4 == 0 ? 9000 : 500, layer.kv_read_bytes = 250;
     layer.device = {1, {{0.01, 0.3}, {0.1, 0.5}}};
     layer.host = {0.05, {{0.02, 0.02}, {0.1, 0.025}, {0.5, 0.04}}};
     out.layers.push_back(layer);
@@ -135,13 +135,15 @@ double best_by_trying_all(const PlacementProblem& problem) {
   std::vector<std::vector<LayerPlacement>> layers;
   for (const PlacementLayer& layer : problem.layers) {
     layers.emplace_back();
-    for (const Place attention : {Place::kHost, Place::kDevice}) {
-      layers.back().push_back({0, DetectPlace::kHost, attention});
-      layers.back().push_back({layer.n_units(), DetectPlace::kDevice, attention});
+    for (const auto& [attention, host_kv] :
+         {std::pair{Place::kHost, false}, {Place::kDevice, false}, {Place::kDevice, true}}) {
+      layers.back().push_back({0, DetectPlace::kHost, attention, host_kv});
+      layers.back().push_back({layer.n_units(), DetectPlace::kDevice, attention, host_kv});
       for (int64_t n_hot = 0; n_hot < layer.n_units(); ++n_hot) {
         if (layer.detect_bytes + layer.predictor_bytes > 0)
-          layers.back().push_back({n_hot, DetectPlace::kDevice, attention});
-        if (n_hot > 0 && layer.predictor_bytes == 0) layers.back().push_back({n_hot, DetectPlace::kSplit, attention});
+          layers.back().push_back({n_hot, DetectPlace::kDevice, attention, host_kv});
+        if (n_hot > 0 && layer.predictor_bytes == 0)
+          layers.back().push_back({n_hot, DetectPlace::kSplit, attention, host_kv});
       }
     }
   }

@@ -196,6 +196,7 @@ class PlacedModel:
             n_hot=[layer["n_hot"] for layer in layers],
             detect=[layer["detect"] for layer in layers],
             attention=[layer["attention"] for layer in layers],
+            kv=[layer["kv"] for layer in layers],
             head=self.plan["head"],
             predicted_tg_ts=self.plan["predicted"]["tg_ts"],
             gap=self.plan["predicted"]["gap"],

@@ -18,7 +18,7 @@ VERSION = 1
 MAX_LAYERS = 1 << 14
 _OWN_KEYS = ("general.architecture", "hotset.version", "hotset.model_fingerprint", "hotset.unit_kind", "hotset.n_layer")
 _PLACEMENT = "hotset.placement."
-_PLACES = {"detect": ("host", "split", "device"), "attention": ("host", "device")}
+_PLACES = {"detect": ("host", "split", "device"), "attention": ("host", "device"), "kv": ("host", "device")}
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class StoredPlacement:
         n_hot: units of each layer on the device: the first slots.
         detect, attention: "device", "host" or, for detect, "split", of each layer. head: "device" or "host".
         predicted_tg_ts: tokens per second. gap: proven relative distance from the fastest placement.
+        kv: "device" or "host" of each layer; None = with the attention.
     """
 
     vram_budget: int
@@ -41,6 +42,7 @@ class StoredPlacement:
     head: str
     predicted_tg_ts: float
     gap: float
+    kv: list[str] | None = None
 
 
 @dataclass
@@ -147,6 +149,8 @@ def _placement_keys(placement: StoredPlacement) -> dict[str, RawValue]:
         "predicted_tg_ts": raw_value(F64, placement.predicted_tg_ts),
         "gap": raw_value(F64, placement.gap),
     }
+    if placement.kv is not None:
+        values["kv"] = raw_value(ARRAY, placement.kv, STRING)
     return {_PLACEMENT + name: value for name, value in values.items()}
 
 
