@@ -1,23 +1,16 @@
 #include "core/gguf_writer.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
-#include <filesystem>
 #include <stdexcept>
 
+#include "core/atomic_file.h"
 #include "core/error.h"
 
 namespace hotset {
 namespace {
 
 constexpr uint32_t kVersion = 3;
-constexpr size_t kPieceBytes = size_t{64} << 20;  // of one system call
-constexpr int kNameTries = 100;
 
 template <class T>
 void append(std::string& out, T value) {
@@ -83,15 +76,7 @@ std::string value_bytes(const GgufValue& value) {
 
 GgufWriter::GgufWriter(std::string path) : path_(std::move(path)) {}
 
-GgufWriter::~GgufWriter() {
-  if (fd_ >= 0) ::close(fd_);
-  if (!temporary_.empty()) ::unlink(temporary_.c_str());
-}
-
-void GgufWriter::fail(const std::string& what, int error) const {
-  throw Error(error_text("file " + quoted(path_, 300), what, "success", std::strerror(error),
-                         "check the path and the free space"));
-}
+GgufWriter::~GgufWriter() = default;
 
 void GgufWriter::set(const std::string& key, const GgufValue& value) { set_bytes(key, value.type, value_bytes(value)); }
 
@@ -107,7 +92,7 @@ void GgufWriter::set_texts(const std::string& key, const std::vector<std::string
 void GgufWriter::set_bool(const std::string& key, bool flag) { set(key, GgufValue{GgufType::kBool, flag}); }
 
 void GgufWriter::set_bytes(const std::string& key, GgufType type, const std::string& bytes) {
-  HS_CHECK(fd_ < 0, "gguf_writer");
+  HS_CHECK(!file_, "gguf_writer");
   if (key == "general.alignment") {
     HS_CHECK(type == GgufType::kU32, "gguf_writer");
     uint32_t alignment;
@@ -126,7 +111,7 @@ void GgufWriter::set_bytes(const std::string& key, GgufType type, const std::str
 }
 
 void GgufWriter::add_tensor(const std::string& name, DType type, const Shape& shape) {
-  HS_CHECK(fd_ < 0 && shape.n_dims >= 1 && shape.n_dims <= 4 && shape.n_elements() > 0, "gguf_writer");
+  HS_CHECK(!file_ && shape.n_dims >= 1 && shape.n_dims <= 4 && shape.n_elements() > 0, "gguf_writer");
   const DTypeInfo& info = dtype_info(type);
   if (shape.ne[0] % info.block_size != 0)
     throw std::invalid_argument(error_text("gguf_writer", "row of tensor " + quoted(name),
@@ -158,34 +143,8 @@ std::string GgufWriter::header() const {
   return out;
 }
 
-// Opens a new file beside the target, or the target itself where it is no ordinary file.
-void GgufWriter::open() {
-  std::error_code error;
-  const std::filesystem::path resolved = std::filesystem::canonical(path_, error);
-  target_ = error ? path_ : resolved.string();  // what is not there yet is its own target
-  struct stat status;
-  const bool exists = ::stat(target_.c_str(), &status) == 0;
-  if (exists && S_ISDIR(status.st_mode)) fail("output", EISDIR);
-  if (exists && (!S_ISREG(status.st_mode) || status.st_nlink == 0)) {
-    fd_ = ::open(target_.c_str(), O_WRONLY | O_CLOEXEC);
-    if (fd_ < 0) fail("open", errno);
-    return;
-  }
-  const std::filesystem::path folder = std::filesystem::path(target_).parent_path();
-  for (int i = 0; i < kNameTries; ++i) {
-    const std::string name = (folder / cat(".hotset-", ::getpid(), "-", i, ".tmp")).string();
-    fd_ = ::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (fd_ >= 0) {
-      temporary_ = name;
-      return;
-    }
-    if (errno != EEXIST) break;
-  }
-  fail("create", errno);
-}
-
 void GgufWriter::start() {
-  HS_CHECK(fd_ < 0, "gguf_writer");
+  HS_CHECK(!file_, "gguf_writer");
   std::vector<std::string_view> names;
   for (const Tensor& tensor : tensors_) {
     names.push_back(tensor.name);
@@ -197,21 +156,14 @@ void GgufWriter::start() {
     throw std::invalid_argument(error_text("gguf_writer", "tensor " + quoted(std::string(*twice)), "each name once",
                                            "it twice", "give each tensor a name of its own"));
   const std::string bytes = header();
-  open();
+  file_ = std::make_unique<AtomicFile>(path_);
   put(bytes.data(), bytes.size());
   pad();
 }
 
 void GgufWriter::put(const void* data, size_t n) {
-  const char* at = static_cast<const char*>(data);
   n_written_ += n;
-  while (n > 0) {
-    const ssize_t done = ::write(fd_, at, std::min(n, kPieceBytes));
-    if (done < 0 && errno == EINTR) continue;
-    if (done <= 0) fail("write", done < 0 ? errno : EIO);
-    at += done;
-    n -= static_cast<size_t>(done);
-  }
+  file_->write(data, n);
 }
 
 // Zeros up to the next multiple of the alignment.
@@ -222,7 +174,7 @@ void GgufWriter::pad() {
 
 void GgufWriter::write(std::span<const std::byte> bytes) {
   if (bytes.empty()) return;
-  HS_CHECK(fd_ >= 0 && current_ < tensors_.size(), "gguf_writer");
+  HS_CHECK(file_ && current_ < tensors_.size(), "gguf_writer");
   HS_CHECK(bytes.size() <= tensors_[current_].n_bytes - n_in_current_, "gguf_writer");
   put(bytes.data(), bytes.size());
   n_in_current_ += bytes.size();
@@ -233,22 +185,16 @@ void GgufWriter::write(std::span<const std::byte> bytes) {
 }
 
 void GgufWriter::leave_data_out() {
-  HS_CHECK(fd_ >= 0 && current_ == 0 && n_in_current_ == 0, "gguf_writer");
+  HS_CHECK(file_ && current_ == 0 && n_in_current_ == 0, "gguf_writer");
   n_written_ += data_bytes_;
-  if (::ftruncate(fd_, static_cast<off_t>(n_written_)) != 0) fail("write", errno);
+  file_->grow_to(n_written_);
   current_ = tensors_.size();
 }
 
 void GgufWriter::finish() {
-  HS_CHECK(fd_ >= 0 && current_ == tensors_.size(), "gguf_writer");
-  // A file renamed before its bytes are on the disk may be empty after a crash. Devices know no fsync (EINVAL).
-  if (::fsync(fd_) != 0 && !temporary_.empty()) fail("write", errno);
-  const int closed = ::close(fd_);
-  fd_ = -1;
-  if (closed != 0) fail("write", errno);
-  if (temporary_.empty()) return;
-  if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail("rename", errno);
-  temporary_.clear();
+  HS_CHECK(file_ && current_ == tensors_.size(), "gguf_writer");
+  file_->finish();
+  file_.reset();
 }
 
 }  // namespace hotset

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -13,6 +14,8 @@
 #include "core/gguf.h"
 
 namespace hotset {
+
+class AtomicFile;
 
 // The GGUF type of a C++ number.
 template <class T>
@@ -28,9 +31,8 @@ constexpr GgufType gguf_type_of() {
   }
 }
 
-// One file being written. The data goes into a new file beside the target, which takes the target's name in finish();
-// until then, and after any failure, the target is what it was. A target that is a device (/dev/null) or has no name of its
-// own (a file in memory) is written to directly; one that is a symbolic link stays a link. Keeps only the declarations in memory. Not thread-safe.
+// One file being written, as AtomicFile does it: the target changes in finish(). Keeps only the declarations in memory.
+// Not thread-safe.
 //
 //   GgufWriter writer("model.gguf");
 //   writer.set_text("general.architecture", "llama");
@@ -104,15 +106,11 @@ class GgufWriter {
   void set_bytes(const std::string& key, GgufType type, const std::string& bytes);
   std::string header() const;
   uint64_t aligned(uint64_t n) const { return (n + alignment_ - 1) / alignment_ * alignment_; }
-  void open();
   void put(const void* data, size_t n);
   void pad();
-  [[noreturn]] void fail(const std::string& what, int error) const;
 
-  std::string path_;       // as given, for messages
-  std::string target_;     // links followed
-  std::string temporary_;  // "" when there is none to rename or remove
-  int fd_ = -1;
+  std::string path_;
+  std::unique_ptr<AtomicFile> file_;  // between start() and finish()
   uint64_t alignment_ = 32;
   std::vector<Key> keys_;
   std::unordered_map<std::string, size_t> key_index_;  // into keys_

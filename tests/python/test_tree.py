@@ -19,7 +19,7 @@ PUBLIC = {
 LAYERS = [
     ["error", "log", "dtype", "half", "tensor", "kinds", "unicode", "unit_counts", "quantize",
      "json", "bit_planes", "knapsack"],
-    ["arena", "mmap_file", "gguf", "topology", "machine_rates"],
+    ["arena", "atomic_file", "mmap_file", "gguf", "topology", "machine_rates"],
     ["op", "device", "devices", "fetched_weights", "handoff", "lint", "plan", "thread_pool"],
     ["architecture", "model_config", "weights", "tokenizer", "pre_tokenizer", "sampler",
      "kv_cache", "model", "fingerprint", "sidecar"],
