@@ -114,7 +114,7 @@ class Device {
   virtual std::unique_ptr<DeviceMemory> alloc_shared(size_t n_bytes) = 0;
 
   // Moves n_bytes between host memory and `at`, an address within this device's memory. Done on return; not while a
-  // program runs that touches it.
+  // program runs that writes to it, and upload not while one reads it either. Other memory may be in use meanwhile.
   virtual void upload(std::byte* at, const std::byte* from, size_t n_bytes) = 0;
   virtual void download(const std::byte* at, std::byte* to, size_t n_bytes) = 0;
 

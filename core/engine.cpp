@@ -43,40 +43,6 @@ std::byte* EngineImpl::host_address(int32_t block) {
   return slabs_[slab]->data() + static_cast<size_t>(block % blocks_per_slab_) * block_bytes;
 }
 
-void EngineImpl::reserve_blocks(SequenceState& state, size_t n_positions) {
-  const std::lock_guard<std::mutex> lock(blocks_mutex_);
-  const size_t each = static_cast<size_t>(KvLayout::kBlockPositions);
-  while (state.blocks.size() * each < n_positions) {
-    const int32_t block = pool_->take();
-    if (block < 0)
-      throw OutOfMemoryError(error_text("engine", "KV cache", "a free block", "none of those set aside for n_sequences",
-                                        "close a session or raise n_sequences"));
-    state.blocks.push_back(block);
-    for (auto& addresses : state.addresses) addresses.push_back(nullptr);
-    state.addresses[kHostLane].back() = host_address(block);
-    if (device_kv_)
-      state.addresses[kDeviceLane].back() =
-          device_kv_->data() + static_cast<size_t>(block) * executor_->plan().kv_of(kDeviceLane).block_bytes();
-  }
-}
-
-void EngineImpl::release_blocks(SequenceState& state, size_t keep) {
-  const std::lock_guard<std::mutex> lock(blocks_mutex_);
-  while (state.blocks.size() > keep) {
-    pool_->release(state.blocks.back());
-    state.blocks.pop_back();
-    for (auto& addresses : state.addresses) addresses.pop_back();
-  }
-}
-
-void EngineImpl::truncate(SequenceState& state, int64_t n) {
-  if (n < 0 || n > static_cast<int64_t>(state.tokens.size()))
-    throw std::invalid_argument(error_text("session", "truncate", cat("0 to ", state.tokens.size()), cat(n),
-                                           "pass a number of positions held"));
-  state.tokens.resize(static_cast<size_t>(n));
-  release_blocks(state, (state.tokens.size() + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions);
-}
-
 // The executor for the rows that are left.
 Executor& EngineImpl::executor_for(const std::vector<Progress>& progress) {
   if (!stream_executor_) return *executor_;
@@ -219,36 +185,5 @@ void Engine::advance(std::span<const Entry> entries, const StopCheck& stop) {
   }
   impl_->advance(entries, states, stop);
 }
-
-Session::Session(std::shared_ptr<Engine> engine, std::unique_ptr<SequenceState> state)
-    : engine_(std::move(engine)), state_(std::move(state)) {}
-Session::Session(Session&&) noexcept = default;
-
-Session& Session::operator=(Session&& other) noexcept {
-  std::swap(engine_, other.engine_);
-  std::swap(state_, other.state_);
-  return *this;
-}
-
-Session::~Session() {
-  if (state_) engine_->impl_->truncate(*state_, 0);
-}
-
-void Session::prefill(std::span<const int32_t> tokens, const StopCheck& stop) {
-  const Engine::Entry entry{this, tokens};
-  engine_->advance({&entry, 1}, stop);
-}
-
-std::span<const float> Session::logits() const {
-  const size_t n_vocab = static_cast<size_t>(engine_->model().config().n_vocab);
-  if (state_->logits.empty()) return {};
-  return std::span<const float>(state_->logits).last(n_vocab);
-}
-
-std::span<const float> Session::all_logits() const { return state_->logits; }
-int64_t Session::n_past() const { return static_cast<int64_t>(state_->tokens.size()); }
-const std::vector<int32_t>& Session::tokens() const { return state_->tokens; }
-void Session::truncate(int64_t n_positions) { engine_->impl_->truncate(*state_, n_positions); }
-void Session::cancel() { state_->cancelled.store(true, std::memory_order_relaxed); }
 
 }  // namespace hotset

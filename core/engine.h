@@ -50,6 +50,10 @@ struct EngineOptions {
   int64_t n_ctx = 0;             // positions a sequence may reach; 0 = what the model was trained for
   int32_t n_batch = 512;         // rows computed at once in prefill
   int32_t n_sequences = 0;       // sequences that may be open at n_ctx each; 0 = no fixed number, memory is the limit
+  // Closed sequences that keep their KV blocks for later prompts that begin alike, the longest unused given up first;
+  // 0 = none. They never make the KV memory grow beyond that of n_sequences (at least one) full contexts, nor beyond an
+  // eighth of the machine's.
+  int32_t n_kept_sequences = 16;
   std::string kv_type = "auto";  // "f16", "f32", "auto": f32 for models whose weights are all F32, else f16; or "q8_0":
                                  // half of f16's memory, heads of a multiple of 32 elements
   // "dense" | "exact": skip inactive units, same results (on a standard file, as after `hotset quantize`) | "predict":
@@ -140,6 +144,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Traffic traffic() const;         // with an accelerator
   const Predictor* predictor() const;  // of mode predict, else nullptr; lives as long as the engine
   Session open_session();
+  // A session that goes on where the saved one was. It has no logits until its next advance. Throws Error (cannot be
+  // opened), ModelFormatError (damaged, of another model, KV type or way to compute), ContextLengthError,
+  // OutOfMemoryError.
+  Session load_session(const std::string& path);
 
   // Tokens to add to one session in a step, and which of their logits are wanted.
   struct Entry {
@@ -176,10 +184,24 @@ class Session {
   // Logits of every position of the latest advance with all_logits: (n_tokens, n_vocab) row by row.
   std::span<const float> all_logits() const;
 
+  const std::shared_ptr<Engine>& engine() const { return engine_; }
   int64_t n_past() const;                      // positions held
   const std::vector<int32_t>& tokens() const;  // the tokens at those positions
   void truncate(int64_t n_positions);          // forgets everything from n_positions on
   void cancel();                               // ends the running advance of this session, or else the next one
+
+  // A new session with the first n positions of this one. Their memory is shared until either writes where it may not:
+  // then it copies that one block. Not while this session advances.
+  Session fork(int64_t n_positions) const;
+  // Takes over the longest beginning of `tokens`, the last one excepted, that the engine keeps, and returns its length.
+  // For a session that holds nothing. What follows is, bit for bit, as if the tokens had been computed.
+  int64_t reuse(std::span<const int32_t> tokens);
+  // Leaves the positions held to reuse() of later sessions; this one goes on. Whole blocks only: it copies nothing.
+  void keep() const;
+  // As keep() for everything held; this session then holds nothing.
+  void retire();
+  // Writes the tokens and their keys and values; logits are not saved. Throws Error.
+  void save(const std::string& path) const;
 
  private:
   friend class Engine;
@@ -198,6 +220,7 @@ struct GenerateOptions {
   bool ignore_eos = false;
   bool context_shift = false;  // at the end of the context keep the first token and the later half, and go on
   bool special = false;        // show control tokens in the text
+  bool reuse = true;  // compute common beginnings once: of the prompts, and of those with what the engine keeps
   // Called with (sequence, its logits) before sampling; may change them. Empty = none.
   std::function<void(size_t, std::span<float>)> logits_processor;
 };
@@ -214,11 +237,12 @@ struct GeneratedToken {
 };
 
 struct GenerateStats {
-  int64_t n_prompt = 0;       // prompt tokens computed, all sequences
-  int64_t n_generated = 0;    // tokens sampled, all sequences
-  double prompt_ms = 0;       // time in prefill
-  double generate_ms = 0;     // time in decode steps and sampling after the first token
-  double first_token_ms = 0;  // from the first next() to the first token
+  int64_t n_prompt = 0;         // prompt tokens, all sequences
+  int64_t n_prompt_reused = 0;  // those of them that were not computed anew
+  int64_t n_generated = 0;      // tokens sampled, all sequences
+  double prompt_ms = 0;         // time in prefill
+  double generate_ms = 0;       // time in decode steps and sampling after the first token
+  double first_token_ms = 0;    // from the first next() to the first token
 };
 
 // Generates from one or several prompts in one pass, a token per sequence and call. Used by one thread at a time;
@@ -227,6 +251,9 @@ class Generation {
  public:
   // Throws std::invalid_argument for empty prompts or bad options, ContextLengthError when a prompt does not fit.
   Generation(std::shared_ptr<Engine> engine, std::vector<std::vector<int32_t>> prompts, const GenerateOptions& options);
+  // Goes on with a session: `prompt` follows what it holds, and both must fit the context. Takes it unless this throws.
+  Generation(Session&& session, std::vector<int32_t> prompt, const GenerateOptions& options);
+  // Retires the sessions, with `reuse`.
   ~Generation();
 
   // Computes the next token of every unfinished sequence; false when all are finished. tokens() then holds the new
@@ -239,6 +266,14 @@ class Generation {
 
   // Ends all sequences with FinishReason::kCancelled within a token, during prefill too.
   void cancel();
+
+  // Ends the generation and gives the session of its first sequence back; `pending` are tokens that it does not hold
+  // yet: the one sampled last or, before anything was computed, the prompt.
+  struct Rest {
+    Session session;
+    std::vector<int32_t> pending;
+  };
+  Rest take_session();
 
  private:
   struct Sequence;

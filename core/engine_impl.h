@@ -14,7 +14,9 @@
 #include "core/kv_cache.h"
 #include "core/placement.h"
 #include "core/predictor.h"
+#include "core/prefix_cache.h"
 #include "core/relayout.h"
+#include "core/sequence_file.h"
 #include "core/streamed_units.h"
 #include "core/weight_placer.h"
 
@@ -64,6 +66,12 @@ class EngineImpl {
                const StopCheck& stop);
   // Forgets positions from n on and gives their blocks back.
   void truncate(SequenceState& state, int64_t n);
+  // See Session. `to` and `state` of reuse and load hold nothing.
+  void fork(const SequenceState& from, int64_t n, SequenceState& to);
+  int64_t reuse(std::span<const int32_t> tokens, SequenceState& state);
+  void keep(const SequenceState& state, size_t n);  // the first n positions
+  void save(const SequenceState& state, const std::string& path);
+  void load(const std::string& path, SequenceState& state);
 
   const std::shared_ptr<const Model> model;
 
@@ -91,13 +99,24 @@ class EngineImpl {
   void check(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states) const;
   void reserve_blocks(SequenceState& state, size_t n_positions);
   void release_blocks(SequenceState& state, size_t keep);
+  int32_t take_block();
+  void own_last_block(SequenceState& state);
+  void adopt(std::span<const int32_t> blocks, SequenceState& state);
+  SequenceOrigin sequence_origin() const;
   std::byte* host_address(int32_t block);
+  std::byte* device_address(int32_t block);
+  void place_block(SequenceState& state, size_t at);
+  void read_block(int32_t block, std::byte* out);
+  void write_block(int32_t block, const std::byte* from);
+  void copy_block(int32_t from, int32_t to);
   Executor& executor_for(const std::vector<Progress>& progress);
   bool fill_step(std::vector<Progress>& progress, const Plan& plan);
   void collect_logits(std::vector<Progress>& progress, const float* logits);
 
   FairMutex compute_;        // held for one step: guards the executors, params_, output_owner_
-  std::mutex blocks_mutex_;  // held shortly: guards pool_ and slabs_; a running step touches only its own blocks
+  // Held shortly: guards pool_, prefixes_ and slabs_. A running step writes only to blocks that its sequences have
+  // alone.
+  std::mutex blocks_mutex_;
   std::unique_ptr<Device> device_;       // the host's CPU
   std::unique_ptr<Device> accelerator_;  // nothing: everything on the CPU
   std::shared_ptr<const Relayout> relayout_;  // the weights that plans use, unless they are the file's
@@ -118,6 +137,8 @@ class EngineImpl {
   int64_t n_ctx_ = 0;
   uint64_t memory_limit_ = 0;
   std::unique_ptr<KvBlockPool> pool_;
+  std::unique_ptr<PrefixCache> prefixes_;
+  int64_t max_kept_blocks_ = 0;  // in use, at which sequences that are closed give theirs up
   int64_t blocks_per_slab_ = 1;
   std::vector<std::unique_ptr<DeviceMemory>> slabs_;  // KV memory, allocated as sequences grow
   StepParams params_;

@@ -34,6 +34,7 @@ void check_options(const EngineOptions& options) {
   if (options.stream_from_rows < -1)
     fail_option("stream_from_rows", "-1 (automatic), 0 (none) or more", cat(options.stream_from_rows));
   if (options.n_sequences < 0) fail_option("n_sequences", "0 (no limit) or more", cat(options.n_sequences));
+  if (options.n_kept_sequences < 0) fail_option("n_kept_sequences", "0 or more", cat(options.n_kept_sequences));
   if (options.mode != "auto" && options.mode != "dense" && options.mode != "exact" && options.mode != "predict")
     fail_option("mode", "auto, dense, exact or predict", quoted(options.mode));
   if (!options.predictor.empty() && options.mode != "predict")
@@ -145,6 +146,12 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
   }
   const int64_t block_bytes = static_cast<int64_t>(executor_->plan().kv_of(kHostLane).block_bytes());
   blocks_per_slab_ = std::clamp<int64_t>(kSlabBytes / std::max<int64_t>(block_bytes, 1), 1, 1024);
+  // An observer would miss the tokens that are not computed.
+  prefixes_ =
+      std::make_unique<PrefixCache>(*pool_, KvLayout::kBlockPositions, options.observer ? 0 : options.n_kept_sequences);
+  max_kept_blocks_ = blocks_per_sequence() * std::max(options.n_sequences, 1);
+  if (memory_limit_ > 0 && block_bytes > 0)
+    max_kept_blocks_ = std::min(max_kept_blocks_, static_cast<int64_t>(memory_limit_ / 8) / block_bytes);
 }
 
 std::shared_ptr<const Relayout> EngineImpl::choose_weights(const EngineOptions& options, bool is_outline) const {

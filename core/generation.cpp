@@ -4,6 +4,8 @@
 #include <cmath>
 
 #include "core/engine.h"
+#include "core/plan.h"
+#include "core/prefix_cache.h"
 
 namespace hotset {
 namespace {
@@ -51,10 +53,19 @@ class StopFilter {
   std::string held_;
 };
 
-// Whether the prompt holds text: a continuation keeps the space that a SentencePiece vocabulary starts a text with.
-bool follows_text(const Tokenizer& tokenizer, const std::vector<int32_t>& prompt) {
-  return std::any_of(prompt.begin(), prompt.end(),
+// Whether the tokens hold text: a continuation keeps the space that a SentencePiece vocabulary starts a text with.
+bool is_text(const Tokenizer& tokenizer, const std::vector<int32_t>& tokens) {
+  return std::any_of(tokens.begin(), tokens.end(),
                      [&](int32_t id) { return id < 0 || id >= tokenizer.n_vocab() || !tokenizer.is_control(id); });
+}
+
+// A sampler that has seen the tokens of a session and of a prompt.
+Sampler sampler_after(const SamplerOptions& options, const std::vector<int32_t>& held,
+                      const std::vector<int32_t>& prompt) {
+  Sampler out(options);
+  for (const int32_t token : held) out.accept(token);
+  for (const int32_t token : prompt) out.accept(token);
+  return out;
 }
 
 }  // namespace
@@ -70,15 +81,15 @@ const char* finish_reason_name(FinishReason reason) {
 }
 
 struct Generation::Sequence {
-  Sequence(Session session_in, std::vector<int32_t> prompt_in, const SamplerOptions& sampler_options,
+  // Takes the session unless this throws.
+  Sequence(Session&& session_in, std::vector<int32_t> prompt_in, const SamplerOptions& sampler_options,
            std::shared_ptr<const Tokenizer> tokenizer, const std::vector<std::string>& stops)
-      : session(std::move(session_in)),
-        prompt(std::move(prompt_in)),
-        sampler(sampler_options),
-        decoder(tokenizer, follows_text(*tokenizer, prompt)),
-        filter(stops) {
-    for (const int32_t token : prompt) sampler.accept(token);
-  }
+      : prompt(std::move(prompt_in)),
+        pending(prompt),
+        sampler(sampler_after(sampler_options, session_in.tokens(), prompt)),
+        decoder(tokenizer, is_text(*tokenizer, session_in.tokens()) || is_text(*tokenizer, prompt)),
+        filter(stops),
+        session(std::move(session_in)) {}
 
   // What decoder and filter still hold back, up to a stop text.
   std::string rest() {
@@ -88,12 +99,12 @@ struct Generation::Sequence {
     return out;
   }
 
-  Session session;
   std::vector<int32_t> prompt;
   std::vector<int32_t> pending;  // tokens not yet in the session
   Sampler sampler;
   StreamDecoder decoder;
   StopFilter filter;
+  Session session;  // after all that may throw
   int64_t n_generated = 0;
   bool finished = false;
   bool full = false;  // met the end of the context; the others go on, then the error is thrown
@@ -111,6 +122,12 @@ struct Generation::State {
   bool failed = false;
   std::atomic<bool> cancelled{false};
 
+  void check_options();
+  void add(Session&& session, std::vector<int32_t> prompt);
+  struct Shared;
+  std::vector<Shared> shared_beginnings() const;
+  void share_beginnings(const StopCheck& stop);
+  void compute(const std::vector<Engine::Entry>& entries, const StopCheck& stop);
   void make_room(Sequence& sequence);
   bool is_active(const Sequence& sequence) const;
   void advance(const StopCheck& stop);
@@ -120,11 +137,7 @@ struct Generation::State {
   void finish_all_cancelled();
 };
 
-Generation::Generation(std::shared_ptr<Engine> engine, std::vector<std::vector<int32_t>> prompts,
-                       const GenerateOptions& options)
-    : state_(std::make_unique<State>()) {
-  state_->engine = std::move(engine);
-  state_->options = options;
+void Generation::State::check_options() {
   if (options.max_tokens < -1)
     throw std::invalid_argument(
         error_text("generate", "max_tokens", "-1 or more", cat(options.max_tokens), "pass -1 for no limit"));
@@ -132,27 +145,118 @@ Generation::Generation(std::shared_ptr<Engine> engine, std::vector<std::vector<i
     if (stop.empty())
       throw std::invalid_argument(
           error_text("generate", "stop text", "at least one byte", "an empty one", "leave it out"));
-  const int64_t n_ctx = state_->n_ctx = state_->engine->info().n_ctx;
+  n_ctx = engine->info().n_ctx;
   if (options.context_shift && n_ctx < 4)
     throw std::invalid_argument(error_text("generate", "context_shift", "a context of at least 4 positions", cat(n_ctx),
                                            "raise the context (-c, n_ctx)"));
-  for (size_t i = 0; i < prompts.size(); ++i) {
-    if (prompts[i].empty())
-      throw std::invalid_argument(error_text("generate", "prompt", "at least one token", "none", "pass some text"));
-    if (static_cast<int64_t>(prompts[i].size()) > n_ctx)
-      throw ContextLengthError(error_text("generate", "prompt", cat("at most ", n_ctx, " tokens"),
-                                          cat(prompts[i].size()), "shorten it or raise the context (-c, n_ctx)"));
-    SamplerOptions sampler = options.sampler;
-    if (sampler.seed) *sampler.seed += i;
-    state_->sequences.push_back(std::make_unique<Sequence>(state_->engine->open_session(), std::move(prompts[i]),
-                                                           sampler, state_->engine->model().shared_tokenizer(),
-                                                           state_->options.stop));
-    state_->sequences.back()->pending = state_->sequences.back()->prompt;
-    state_->sequences.back()->finished = options.max_tokens == 0;
+}
+
+void Generation::State::add(Session&& session, std::vector<int32_t> prompt) {
+  if (prompt.empty())
+    throw std::invalid_argument(error_text("generate", "prompt", "at least one token", "none", "pass some text"));
+  const int64_t n_free = n_ctx - session.n_past();
+  if (static_cast<int64_t>(prompt.size()) > n_free)
+    throw ContextLengthError(error_text("generate", "prompt", cat("at most ", n_free, " tokens"), cat(prompt.size()),
+                                        "shorten it or raise the context (-c, n_ctx)"));
+  SamplerOptions sampler = options.sampler;
+  if (sampler.seed) *sampler.seed += sequences.size();
+  sequences.reserve(sequences.size() + 1);
+  sequences.push_back(std::make_unique<Sequence>(std::move(session), std::move(prompt), sampler,
+                                                 engine->model().shared_tokenizer(), options.stop));
+  sequences.back()->finished = options.max_tokens == 0;
+}
+
+Generation::Generation(std::shared_ptr<Engine> engine, std::vector<std::vector<int32_t>> prompts,
+                       const GenerateOptions& options)
+    : state_(std::make_unique<State>()) {
+  state_->engine = std::move(engine);
+  state_->options = options;
+  state_->check_options();
+  for (std::vector<int32_t>& prompt : prompts) state_->add(state_->engine->open_session(), std::move(prompt));
+}
+
+Generation::Generation(Session&& session, std::vector<int32_t> prompt, const GenerateOptions& options)
+    : state_(std::make_unique<State>()) {
+  state_->engine = session.engine();
+  state_->options = options;
+  state_->check_options();
+  state_->add(std::move(session), std::move(prompt));
+}
+
+Generation::~Generation() {
+  if (!state_->options.reuse) return;
+  try {
+    for (const auto& sequence : state_->sequences) sequence->session.retire();
+  } catch (const std::exception&) {
+    // No memory to note them down: they are computed again.
   }
 }
 
-Generation::~Generation() = default;
+Generation::Rest Generation::take_session() {
+  HS_CHECK(!state_->sequences.empty(), "generate");
+  const std::unique_ptr<Sequence> first = std::move(state_->sequences.front());
+  state_->sequences.erase(state_->sequences.begin());
+  for (const auto& other : state_->sequences) other->finished = true;
+  return {std::move(first->session), std::move(first->pending)};
+}
+
+// Of a sequence the first n positions, which `to` has in common with `from`.
+struct Generation::State::Shared {
+  Sequence *from, *to;
+  int64_t n;
+};
+
+// What of the prompts can be shared, in whole blocks: a shorter beginning is not worth a pass over the weights. In
+// lexical order each prompt has the most in common with the one before it.
+std::vector<Generation::State::Shared> Generation::State::shared_beginnings() const {
+  std::vector<Sequence*> order;
+  for (const auto& sequence : sequences)
+    if (is_active(*sequence)) order.push_back(sequence.get());
+  std::sort(order.begin(), order.end(), [](const Sequence* a, const Sequence* b) { return a->prompt < b->prompt; });
+  std::vector<Shared> out;
+  for (size_t i = 1; i < order.size(); ++i) {
+    const std::span<const int32_t> a = order[i - 1]->prompt, b = order[i]->prompt;
+    const size_t n = common_beginning(a.first(a.size() - 1), b.first(b.size() - 1));  // the last token gives the logits
+    constexpr int64_t kBlock = KvLayout::kBlockPositions;
+    out.push_back({order[i - 1], order[i], static_cast<int64_t>(n) / kBlock * kBlock});
+  }
+  return out;
+}
+
+// Computes what prompts have in common at their beginnings once: takes over what the engine keeps, then lets one
+// sequence compute a common beginning and the others share it.
+void Generation::State::share_beginnings(const StopCheck& stop) {
+  const auto update_pending = [](Sequence& sequence) {
+    sequence.pending.assign(sequence.prompt.begin() + sequence.session.n_past(), sequence.prompt.end());
+  };
+  for (const auto& sequence : sequences) {
+    if (!is_active(*sequence) || sequence->session.n_past() > 0) continue;
+    stats.n_prompt_reused += sequence->session.reuse(sequence->prompt);
+    update_pending(*sequence);
+  }
+  const std::vector<Shared> shared = shared_beginnings();
+  while (true) {
+    std::vector<Engine::Entry> entries;
+    std::vector<Sequence*> leaders;
+    bool from_waits = false;
+    for (const auto& [from, to, n] : shared) {
+      const int64_t n_from = from->session.n_past(), n_to = to->session.n_past();
+      const bool to_waits = n_to < n && n_from < n;
+      if (to_waits && !from_waits) {
+        entries.push_back({&from->session, std::span(from->pending).first(static_cast<size_t>(n - n_from))});
+        leaders.push_back(from);
+      } else if (n_to < n && n_from >= n) {
+        to->session = from->session.fork(n);
+        stats.n_prompt_reused += n - n_to;
+        update_pending(*to);
+      }
+      from_waits = to_waits;
+    }
+    if (entries.empty()) return;
+    compute(entries, stop);
+    for (Sequence* leader : leaders) update_pending(*leader);
+  }
+}
 
 // At the end of the context: either forget the middle (first token and later half stay) or mark the sequence.
 void Generation::State::make_room(Sequence& sequence) {
@@ -177,8 +281,13 @@ void Generation::State::advance(const StopCheck& stop) {
   for (const auto& sequence : sequences) {
     if (is_active(*sequence)) entries.push_back({&sequence->session, sequence->pending});
   }
+  compute(entries, stop);
+  for (const auto& sequence : sequences)
+    if (is_active(*sequence)) sequence->pending.clear();
+}
+
+void Generation::State::compute(const std::vector<Engine::Entry>& entries, const StopCheck& stop) {
   engine->advance(entries, [&] { return cancelled.load(std::memory_order_relaxed) || (stop && stop()); });
-  for (const auto& sequence : sequences) sequence->pending.clear();
 }
 
 void Generation::State::sample(size_t index) {
@@ -267,7 +376,10 @@ bool Generation::next(const StopCheck& stop) {
     for (const auto& sequence : state.sequences) state.stats.n_prompt += static_cast<int64_t>(sequence->prompt.size());
   }
   try {
+    if (first && state.options.reuse) state.share_beginnings(stop);
     state.advance(stop);
+    if (first && state.options.reuse)
+      for (const auto& sequence : state.sequences) sequence->session.keep();
   } catch (const CancelledError&) {
     if (!state.cancelled.load(std::memory_order_relaxed)) throw;  // the caller's own stop check: its business
     state.finish_all_cancelled();

@@ -22,7 +22,7 @@ struct FileDescriptor {
 };
 
 [[noreturn]] void fail_open(const std::string& path, const std::string& got) {
-  throw Error(error_text("file", quoted(path, 300), "a readable model file", got, "check the path given with -m"));
+  throw Error(error_text("file", quoted(path, 300), "a readable file", got, "check the path"));
 }
 
 }  // namespace

@@ -35,6 +35,7 @@ class WeightPlacer {
   ~WeightPlacer();
 
   const PlacedWeights& weights() const { return placed_; }
+  const Relayout& rows() const { return *rows_; }
   uint64_t device_bytes() const { return device_bytes_; }  // exact, as allocated
   uint64_t arena_bytes() const { return arena_bytes_; }    // of cold units copied in host memory
   double seconds() const { return seconds_; }              // that copying took

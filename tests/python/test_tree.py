@@ -24,8 +24,8 @@ LAYERS = [
     ["architecture", "model_config", "weights", "tokenizer", "pre_tokenizer", "sampler",
      "kv_cache", "model", "fingerprint", "sidecar"],
     ["plan_builder", "planner", "hybrid_planner", "placed_weights",
-     "executor", "relayout", "placement", "predictor", "memory_plan", "simulate", "weight_placer", "streamed_units",
-     "stream_choice"],
+     "executor", "relayout", "placement", "predictor", "memory_plan", "prefix_cache", "sequence_file", "simulate",
+     "streamed_units", "stream_choice", "weight_placer"],
     ["engine", "calibration", "generation", "kld", "perplexity", "profile", "quantize_mixture", "quantize_model",
      "hybrid_setup", "placement_choice", "scored_chunks", "synth", "unit_order", "version"],
 ]
