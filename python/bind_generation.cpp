@@ -1,6 +1,7 @@
 // Binds a generation: options in, tokens out, the logits processor and cancelling.
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -18,10 +19,23 @@ using LogitsRow = nb::ndarray<nb::numpy, float, nb::ndim<1>, nb::c_contig>;
 // kept in here would be a reference that the garbage collector cannot follow.
 class NativeGeneration {
  public:
+  // With a session, its tokens to be added and the only prompt go on with it.
   NativeGeneration(const NativeEngine& engine, std::vector<std::vector<int32_t>> prompts, GenerateOptions options,
-                   bool use_processor) {
+                   bool use_processor, std::shared_ptr<NativeSession> session) {
     if (use_processor) {
       options.logits_processor = [this](size_t sequence, std::span<float> logits) { process(sequence, logits); };
+    }
+    if (session) {
+      Generation::Rest& rest = session->take();
+      try {
+        go_on(rest, prompts.at(0), options);
+      } catch (...) {
+        session->give_back();
+        throw;
+      }
+      rest_ = &rest;
+      session_ = std::move(session);
+      return;
     }
     ReleasedGil release;
     generation_ = std::make_unique<Generation>(engine.engine(), std::move(prompts), options);
@@ -30,6 +44,7 @@ class NativeGeneration {
   NativeGeneration& operator=(const NativeGeneration&) = delete;
 
   ~NativeGeneration() {
+    give_back();
     ReleasedGil release;
     generation_.reset();
   }
@@ -39,8 +54,18 @@ class NativeGeneration {
     Interrupt interrupt;
     const Call call{interrupt, processor};
     call_ = &call;
-    const bool more = compute_without_gil(interrupt, [&] { return generation_->next(interrupt.stop_check()); });
-    if (!more) return std::nullopt;
+    bool more = false;
+    try {
+      more = compute_without_gil(interrupt, [&] { return generation_->next(interrupt.stop_check()); });
+    } catch (...) {
+      failed_ = true;
+      give_back();
+      throw;
+    }
+    if (!more) {
+      give_back();
+      return std::nullopt;
+    }
     nb::list out;
     for (const GeneratedToken& token : generation_->tokens()) out.append(as_tuple(token));
     return out;
@@ -56,6 +81,7 @@ class NativeGeneration {
     const GenerateStats& stats = generation_->stats();
     nb::dict out;
     out["n_prompt"] = stats.n_prompt;
+    out["n_prompt_reused"] = stats.n_prompt_reused;
     out["n_generated"] = stats.n_generated;
     out["prompt_ms"] = stats.prompt_ms;
     out["generate_ms"] = stats.generate_ms;
@@ -68,6 +94,32 @@ class NativeGeneration {
     Interrupt& interrupt;
     const std::optional<nb::callable>& processor;
   };
+
+  void go_on(Generation::Rest& rest, const std::vector<int32_t>& prompt, const GenerateOptions& options) {
+    n_before_ = n_tokens(rest);
+    ReleasedGil release;
+    if (prompt.empty() && rest.pending.empty() && rest.session.n_past() > 0) {
+      // Logits come with the computation of a token: that of the last one is done again.
+      rest.pending.push_back(rest.session.tokens().back());
+      rest.session.truncate(rest.session.n_past() - 1);
+    }
+    std::vector<int32_t> tokens = rest.pending;
+    tokens.insert(tokens.end(), prompt.begin(), prompt.end());
+    generation_ = std::make_unique<Generation>(std::move(rest.session), std::move(tokens), options);
+  }
+
+  // Ends a generation that goes on with a session: everything up to here belongs to it, unless it failed before the
+  // first token: what it could not take would be in the way of all that follows.
+  void give_back() {
+    if (!session_) return;
+    {
+      ReleasedGil release;
+      *rest_ = generation_->take_session();
+      if (failed_ && generation_->stats().n_generated == 0) cut(*rest_, n_before_);
+    }
+    session_->give_back();
+    session_.reset();
+  }
 
   static nb::tuple as_tuple(const GeneratedToken& token) {
     // The library's text is valid UTF-8; "replace" keeps a mistake there from losing the token here.
@@ -98,20 +150,26 @@ class NativeGeneration {
   }
 
   std::unique_ptr<Generation> generation_;
+  std::shared_ptr<NativeSession> session_;  // taken, until the generation ends
+  Generation::Rest* rest_ = nullptr;        // of session_
+  int64_t n_before_ = 0;                    // its tokens before this generation
+  bool failed_ = false;
   const Call* call_ = nullptr;  // of the next() that is running
 };
 
 void make_generation(NativeGeneration* self, const NativeEngine& engine, std::vector<std::vector<int32_t>> prompts,
                      int64_t max_tokens, float temperature, int32_t top_k, float top_p, float min_p,
                      float repeat_penalty, int32_t repeat_last_n, std::optional<uint64_t> seed,
-                     std::vector<std::string> stop, bool ignore_eos, bool context_shift, bool use_processor) {
+                     std::vector<std::string> stop, bool ignore_eos, bool context_shift, bool reuse, bool use_processor,
+                     std::shared_ptr<NativeSession> session) {
   GenerateOptions options;
   options.max_tokens = max_tokens;
   options.sampler = {temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed};
   options.stop = std::move(stop);
   options.ignore_eos = ignore_eos;
   options.context_shift = context_shift;
-  new (self) NativeGeneration(engine, std::move(prompts), std::move(options), use_processor);
+  options.reuse = reuse;
+  new (self) NativeGeneration(engine, std::move(prompts), std::move(options), use_processor, std::move(session));
 }
 
 }  // namespace
@@ -121,7 +179,7 @@ void bind_generation(nb::module_& module) {
       .def("__init__", &make_generation, nb::arg("engine"), nb::arg("prompts"), nb::kw_only(), nb::arg("max_tokens"),
            nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"), nb::arg("repeat_penalty"),
            nb::arg("repeat_last_n"), nb::arg("seed").none(), nb::arg("stop"), nb::arg("ignore_eos"),
-           nb::arg("context_shift"), nb::arg("use_processor"))
+           nb::arg("context_shift"), nb::arg("reuse"), nb::arg("use_processor"), nb::arg("session").none())
       .def("next", &NativeGeneration::next, nb::arg("processor").none(),
            nb::sig("def next(self, processor: collections.abc.Callable[[int, numpy.ndarray], object] | None) -> "
                    "list[tuple[int, str, float, int, int, str]] | None"),

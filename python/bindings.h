@@ -99,6 +99,50 @@ class NativeEngine {
   Owned<Engine> engine_;
 };
 
+// A session that Python owns: what it holds, and tokens that are to be added before anything else. One call at a time
+// has it; a second one is told so. All of its functions are called with the GIL held.
+class NativeSession {
+ public:
+  explicit NativeSession(Generation::Rest rest) : rest_(std::move(rest)) {}
+  NativeSession(const NativeSession&) = delete;
+  NativeSession& operator=(const NativeSession&) = delete;
+  ~NativeSession() {
+    ReleasedGil release;
+    rest_.reset();
+  }
+
+  // Calls `function(Generation::Rest&)`. Throws std::invalid_argument while another call or a generation has the
+  // session.
+  template <class Function>
+  auto use(Function&& function) {
+    const Lease lease(*this);
+    return function(*rest_);
+  }
+
+  // What use() does, in two halves, for a generation.
+  Generation::Rest& take();
+  void give_back() { is_busy_ = false; }
+
+ private:
+  struct Lease {
+    explicit Lease(NativeSession& session_in) : session(session_in) { session.take(); }
+    ~Lease() { session.give_back(); }
+    NativeSession& session;
+  };
+
+  std::optional<Generation::Rest> rest_;
+  bool is_busy_ = false;  // guarded by the GIL
+};
+
+// Tokens of a session, of which it may not have computed the last yet.
+inline int64_t n_tokens(const Generation::Rest& rest) {
+  return rest.session.n_past() + static_cast<int64_t>(rest.pending.size());
+}
+
+// Cuts what a session holds to its first n tokens, no more than there are. May wait for a lock.
+void cut(Generation::Rest& rest, int64_t n);
+
+void bind_session(nb::module_& module);
 void bind_engine(nb::module_& module);
 void bind_generation(nb::module_& module);
 void bind_plan(nb::module_& module);

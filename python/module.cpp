@@ -94,6 +94,7 @@ NB_MODULE(_core, module) {
   module.def("version", &version, "Version of the library.");
   module.def("build_commit", &build_commit, "Commit the library was built from, or \"\" when unknown.");
   bind_engine(module);
+  bind_session(module);
   bind_generation(module);
   bind_plan(module);
   bind_compare(module);

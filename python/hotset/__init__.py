@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .generation import Completion, GenerateOptions, GenerateStats, Token, TokenStream
     from .model import Model
     from .model_info import KldResult, ModelStats
+    from .session import Session
 
     __version__: str
 
@@ -40,6 +41,7 @@ __all__ = [
     "ModelFormatError",
     "ModelStats",
     "OutOfMemoryError",
+    "Session",
     "Token",
     "TokenStream",
     "UnsupportedModelError",
@@ -55,6 +57,7 @@ _MODULE_OF = {
     "Model": ".model",
     "KldResult": ".model_info",
     "ModelStats": ".model_info",
+    "Session": ".session",
 }
 
 

@@ -10,7 +10,7 @@ import difflib
 import operator
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from .errors import error_text
@@ -44,6 +44,11 @@ _FOREIGN = {
 }
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+
+
+def keywords(function: Callable[..., Any]) -> dict[str, Any]:
+    """Keyword-only parameters of a function with their defaults; its signature is the one place that states them."""
+    return dict(function.__kwdefaults__ or {})
 
 
 def reject_unknown(function: str, given: Mapping[str, object], known: Iterable[str]) -> None:

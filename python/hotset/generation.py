@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from . import _core
 from .arguments import INT32_MAX, INT64_MAX, checked_bool, checked_float, checked_int, stop_texts
+from .errors import ContextLengthError
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -35,6 +36,7 @@ class GenerateOptions(TypedDict, total=False):
     stop: str | Sequence[str]
     ignore_eos: bool
     context_shift: bool
+    reuse: bool
     logits_processor: LogitsProcessor | None
 
 
@@ -64,7 +66,8 @@ class GenerateStats:
     """Figures of one pass; with several prompts they count all of them.
 
     Attributes:
-        n_prompt: prompt tokens computed.
+        n_prompt: prompt tokens.
+        n_prompt_reused: those of them that were not computed anew, because prompts begin alike.
         n_generated: tokens sampled.
         prompt_ms: time spent on the prompts.
         generate_ms: time of decode and sampling after the first token.
@@ -72,6 +75,7 @@ class GenerateStats:
     """
 
     n_prompt: int = 0
+    n_prompt_reused: int = 0
     n_generated: int = 0
     prompt_ms: float = 0.0
     generate_ms: float = 0.0
@@ -124,15 +128,23 @@ class Request:
         prompts: token ids of each prompt.
         options: keywords of the native generation.
         processor: the user's logits processor.
+        session: what the only prompt goes on with; None = nothing.
     """
 
     engine: _core.Engine
     prompts: list[list[int]]
     options: dict[str, Any]
     processor: LogitsProcessor | None
+    session: _core.Session | None = None
 
     @classmethod
-    def make(cls, engine: _core.Engine, prompts: list[list[int]], options: dict[str, Any]) -> Request:
+    def make(
+        cls,
+        engine: _core.Engine,
+        prompts: list[list[int]],
+        options: dict[str, Any],
+        session: _core.Session | None = None,
+    ) -> Request:
         """Checks what the native side cannot; `options` holds every keyword of `GenerateOptions`."""
         native: dict[str, Any] = dict(options)
         processor = native.pop("logits_processor")
@@ -142,12 +154,12 @@ class Request:
             native[name] = checked_int("generate", name, native[name], low, high)
         for name in ("temperature", "top_p", "min_p", "repeat_penalty"):
             native[name] = checked_float("generate", name, native[name])
-        for name in ("ignore_eos", "context_shift"):
+        for name in ("ignore_eos", "context_shift", "reuse"):
             native[name] = checked_bool(name, native[name])
         if native["seed"] is not None:
             native["seed"] = checked_int("generate", "seed", native["seed"], 0, 2**64 - 1)
         native["stop"] = stop_texts(native["stop"])
-        return cls(engine, prompts, native, processor)
+        return cls(engine, prompts, native, processor, session)
 
 
 class TokenStream(Iterator[Token]):
@@ -158,11 +170,12 @@ class TokenStream(Iterator[Token]):
     """
 
     def __init__(self, request: Request) -> None:
-        processor = request.processor
+        processor, session = request.processor, request.session
+        before = session.tokens() if session and processor else []
+        self._histories = [before + list(prompt) for prompt in request.prompts] if processor else []
         self._native: _core.Generation | None = _core.Generation(
-            request.engine, request.prompts, use_processor=processor is not None, **request.options
+            request.engine, request.prompts, use_processor=processor is not None, session=session, **request.options
         )
-        self._histories = [list(prompt) for prompt in request.prompts] if processor else []
         self._callback = _processor_callback(processor, self._histories) if processor else None
         self._ready: deque[Token] = deque()
         self._advancing = threading.Lock()
@@ -231,6 +244,23 @@ class TokenStream(Iterator[Token]):
             finish: Any = reason or None
             self._ready.append(Token(token_id, text, logprob, index, sequence, finish))
         return True
+
+
+def collect(stream: TokenStream, n_prompts: int, single: bool) -> Completion | list[Completion]:
+    """Reads a stream to its end; an error about the context takes along what came before it."""
+    tokens: list[list[Token]] = [[] for _ in range(n_prompts)]
+
+    def completions() -> Completion | list[Completion]:
+        done = [Completion.of(sequence, stream.stats) for sequence in tokens]
+        return done[0] if single else done
+
+    try:
+        for token in stream:
+            tokens[token.sequence].append(token)
+    except ContextLengthError as error:
+        error.partial = completions()
+        raise
+    return completions()
 
 
 def _processor_callback(

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -18,6 +18,7 @@ from .arguments import (
     checked_bool,
     checked_int,
     checked_path,
+    keywords,
     load_options,
     reject_unknown,
     size_in_bytes,
@@ -25,9 +26,10 @@ from .arguments import (
     token_ids,
     utf8,
 )
-from .errors import ContextLengthError, DeviceError, error_text
-from .generation import Completion, Request, Token, TokenStream
+from .errors import DeviceError, error_text
+from .generation import Completion, Request, Token, TokenStream, collect
 from .model_info import KldResult, ModelStats, metadata_value
+from .session import Session
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -91,7 +93,7 @@ class Model:
         verbose: bool = False,
         **unknown: Any,
     ) -> None:
-        reject_unknown("Model", unknown, ["path", *_keywords(Model.__init__)])
+        reject_unknown("Model", unknown, ["path", *keywords(Model.__init__)])
         options = load_options(
             {
                 "activation": activation,
@@ -123,7 +125,8 @@ class Model:
         self._metadata: dict[str, str | int | float | bool] | None = None
         self._engine: _core.Engine | None = engine
         self._streams: weakref.WeakSet[TokenStream] = weakref.WeakSet()
-        # Guards the two above against each other: a stream that starts during close() is cancelled too. Reentrant, as
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        # Guards the three above against each other: a stream that starts during close() is cancelled too. Reentrant, as
         # a signal handler may call close().
         self._lock = threading.RLock()
 
@@ -157,7 +160,7 @@ class Model:
             ValueError: no file, or more than one, fits; the message lists what there is.
             Error: the repository cannot be reached or does not exist; and what `Model` raises.
         """
-        reject_unknown("from_pretrained", load, _keywords(Model.__init__))
+        reject_unknown("from_pretrained", load, keywords(Model.__init__))
         path = hub.resolve_pretrained(
             checked_path("from_pretrained", "repo_or_path", repo_or_path),
             filename,
@@ -204,6 +207,7 @@ class Model:
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         context_shift: bool = False,
+        reuse: bool = True,
         logits_processor: LogitsProcessor | None = None,
         stream: bool = False,
         **unknown: Any,
@@ -224,6 +228,8 @@ class Model:
             stop: text or texts that end the generation; they are not part of the result.
             ignore_eos: go on after end tokens.
             context_shift: at the end of the context forget the older half instead of failing.
+            reuse: compute what prompts have in common at their beginnings once, within a batch and across calls; the
+                results are the same bits.
             logits_processor: called as `f(tokens, logits)` before each draw with the tokens so far and the logits
                 (n_vocab,) of one sequence; changes the logits in place or returns new ones.
             stream: give tokens as they come instead of the whole text.
@@ -249,12 +255,13 @@ class Model:
             "stop": stop,
             "ignore_eos": ignore_eos,
             "context_shift": context_shift,
+            "reuse": reuse,
             "logits_processor": logits_processor,
         }
         checked_bool("stream", stream)
         request, single = self._request("generate", prompt, {**options, **unknown})
         tokens = self._start(request)
-        return tokens if stream else _collect(tokens, len(request.prompts), single)
+        return tokens if stream else collect(tokens, len(request.prompts), single)
 
     def agenerate(
         self, prompt: str | Sequence[int] | list[str] | list[list[int]], **options: Unpack[GenerateOptions]
@@ -263,7 +270,7 @@ class Model:
 
         Leaving the loop, `aclose()` and cancelling the task end the generation within a token.
         """
-        defaults = _keywords(Model.generate)
+        defaults = keywords(Model.generate)
         del defaults["stream"]
         request, _ = self._request("agenerate", prompt, {**defaults, **options})
         return self._generate_in_threads(request)
@@ -282,6 +289,20 @@ class Model:
             # Closing may free the whole engine, which joins its threads; the event loop must not wait for that. It goes
             # on when this task is cancelled meanwhile.
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, stream.close))
+
+    def session(self) -> Session:
+        """Opens an empty conversation, held in memory: see `Session`."""
+        return Session(self, _core.Session.open(self._open_engine()))
+
+    def load_session(self, path: str | os.PathLike[str]) -> Session:
+        """Opens a conversation that `Session.save` wrote; what follows is, bit for bit, what would have followed there.
+
+        Raises:
+            ModelFormatError: it is damaged, or belongs to another model, KV type or mode.
+            ContextLengthError: it is longer than the context.
+            Error: it cannot be opened.
+        """
+        return Session(self, _core.Session.load(self._open_engine(), checked_path("load_session", "path", path)))
 
     def tokenize(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Returns the token ids of a text.
@@ -406,9 +427,11 @@ class Model:
         """Cancels running generations and frees the memory. May be called again; nothing else may be."""
         with self._lock:
             self._engine = None
-            streams = list(self._streams)
+            streams, sessions = list(self._streams), list(self._sessions)
         for stream in streams:
             stream.cancel()
+        for session in sessions:
+            session.close()
 
     def __enter__(self) -> Self:
         self._open_engine()
@@ -428,7 +451,7 @@ class Model:
 
     def _request(self, function: str, prompt: Any, options: dict[str, Any]) -> tuple[Request, bool]:
         """Checks arguments; returns the request and whether it is a single prompt."""
-        reject_unknown(function, options, [name for name in _keywords(Model.generate) if name != "stream"])
+        reject_unknown(function, options, [name for name in keywords(Model.generate) if name != "stream"])
         engine = self._open_engine()
         prompts, single = self._encode(prompt)
         return Request.make(engine, prompts, options), single
@@ -446,28 +469,6 @@ class Model:
         if closed:  # by another thread, before it could see this stream
             stream.cancel()
         return stream
-
-
-def _collect(stream: TokenStream, n_prompts: int, single: bool) -> Completion | list[Completion]:
-    """Reads a stream to its end; an error about the context takes along what came before it."""
-    tokens: list[list[Token]] = [[] for _ in range(n_prompts)]
-
-    def completions() -> Completion | list[Completion]:
-        done = [Completion.of(sequence, stream.stats) for sequence in tokens]
-        return done[0] if single else done
-
-    try:
-        for token in stream:
-            tokens[token.sequence].append(token)
-    except ContextLengthError as error:
-        error.partial = completions()
-        raise
-    return completions()
-
-
-def _keywords(function: Callable[..., Any]) -> dict[str, Any]:
-    """Keyword-only parameters of a function with their defaults; its signature is the one place that states them."""
-    return dict(function.__kwdefaults__ or {})
 
 
 def _log_to_stderr(is_warning: bool, line: str) -> None:

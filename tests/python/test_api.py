@@ -84,6 +84,13 @@ def test_batch_equals_the_single_runs(model, options):
     assert batch[0].stats.n_prompt == sum(len(model.tokenize(prompt)) for prompt in PROMPTS)
 
 
+def test_a_prompt_seen_before_is_not_computed_again(model):
+    prompt = PROMPT * 6
+    first, second = (model.generate(prompt, max_tokens=8, temperature=0) for _ in range(2))
+    assert second == first
+    assert second.stats.n_prompt_reused == len(model.tokenize(prompt)) - 1
+
+
 def test_stream_of_a_batch_names_the_sequence(model):
     texts = ["", ""]
     for token in model.generate(PROMPTS[:2], stream=True, **GREEDY):
