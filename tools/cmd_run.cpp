@@ -1,4 +1,6 @@
 // `hotset run`: completes a prompt. stdout carries only the generated text (or, with --json, one object).
+#include <algorithm>
+#include <filesystem>
 #include <random>
 
 #include "tools/common.h"
@@ -16,6 +18,9 @@ struct RunFlags {
   int64_t seed = -1;
   int64_t top_k = 40;
   int64_t repeat_last_n = 64;
+  std::string prompt_cache;  // file, "" = none
+  bool cache_all = false;
+  bool cache_read_only = false;
   bool parse_special = false;
   bool as_json = false;
 };
@@ -39,6 +44,10 @@ void declare(Args& args, RunFlags& flags) {
   args.flag("--ignore-eos", "go on after an end token", flags.generate.ignore_eos);
   args.flag("--context-shift", "at the end of the context forget the older half instead of failing",
             flags.generate.context_shift);
+  args.text("--prompt-cache", "FILE", "compute only what differs from the prompt saved here, and save this one",
+            flags.prompt_cache);
+  args.flag("--prompt-cache-all", "save what was generated too", flags.cache_all);
+  args.flag("--prompt-cache-ro", "read the file, never write it", flags.cache_read_only);
   args.flag("--special", "show control tokens", flags.generate.special);
   args.flag("--parse-special", "let text such as </s> in the prompt become the control token", flags.parse_special);
   args.flag("--json", "print one JSON object instead of the text", flags.as_json);
@@ -94,16 +103,49 @@ void generate(Generation& generation, bool streams, Outcome& outcome) {
   }
 }
 
-double prompt_rate(const GenerateStats& stats) { return per_second(stats.n_prompt, stats.prompt_ms); }
+// Hands the saved sequence, if there is one, to the engine, which reuses its beginning; returns its tokens.
+std::vector<int32_t> load_prompt_cache(Engine& engine, const RunFlags& flags) {
+  if (flags.prompt_cache.empty()) return {};
+  std::error_code error;  // of a file that may be there: loading says it better
+  if (!std::filesystem::exists(flags.prompt_cache, error) && !error) return {};
+  Session session = engine.load_session(flags.prompt_cache);
+  std::vector<int32_t> tokens = session.tokens();
+  session.retire();
+  return tokens;
+}
+
+bool begins_with(const std::vector<int32_t>& text, const std::vector<int32_t>& beginning) {
+  return beginning.size() <= text.size() && std::equal(beginning.begin(), beginning.end(), text.begin());
+}
+
+// Saves what was computed of the prompt, with --prompt-cache-all also what followed, unless the file has it (`cached`).
+// Ends the generation.
+void save_prompt_cache(Generation& generation, const std::vector<int32_t>& prompt, const std::vector<int32_t>& cached,
+                       const RunFlags& flags) {
+  if (flags.prompt_cache.empty() || flags.cache_read_only) return;
+  Session session = generation.take_session().session;
+  const std::vector<int32_t>& held = session.tokens();
+  const auto end = std::mismatch(held.begin(), held.end(), prompt.begin(), prompt.end()).first;
+  // After a context shift only a piece of the prompt is still there.
+  if (!flags.cache_all) session.truncate(end - held.begin());
+  if (!begins_with(cached, held)) session.save(flags.prompt_cache);
+}
+
+// Of the tokens that were computed.
+double prompt_rate(const GenerateStats& stats) {
+  return per_second(stats.n_prompt - stats.n_prompt_reused, stats.prompt_ms);
+}
 
 // The first token comes out of the prompt's last step, so it takes no part.
 double generate_rate(const GenerateStats& stats) { return per_second(stats.n_generated - 1, stats.generate_ms); }
 
 std::string timings_line(const Engine& engine, const GenerateStats& stats, FinishReason finish) {
   const auto share = engine.unit_counts().share();
-  return text_of("[ Prompt: %.1f t/s | Generation: %.1f t/s | %s%lld + %lld tokens | %s ]\n", prompt_rate(stats),
+  const auto reused = static_cast<long long>(stats.n_prompt_reused);
+  return text_of("[ Prompt: %.1f t/s | Generation: %.1f t/s | %s%s%lld + %lld tokens | %s ]\n", prompt_rate(stats),
                  generate_rate(stats), share ? text_of("%.1f %% of units active | ", 100 * *share).c_str() : "",
-                 static_cast<long long>(stats.n_prompt), static_cast<long long>(stats.n_generated),
+                 reused > 0 ? text_of("%lld reused of ", reused).c_str() : "", static_cast<long long>(stats.n_prompt),
+                 static_cast<long long>(stats.n_generated),
                  finish == FinishReason::kNone ? "error" : finish_reason_name(finish));
 }
 
@@ -123,7 +165,8 @@ void print_json(const Engine& engine, const Generation& generation, const Outcom
   const auto share = engine.unit_counts().share();
   share ? json.field("active_share", *share) : json.key("active_share").null();
   json.key("timings").begin_object();
-  json.field("n_prompt", stats.n_prompt).field("n_generated", stats.n_generated);
+  json.field("n_prompt", stats.n_prompt).field("n_prompt_reused", stats.n_prompt_reused);
+  json.field("n_generated", stats.n_generated);
   json.field("prompt_ms", stats.prompt_ms).field("prompt_ts", prompt_rate(stats));
   json.field("generate_ms", stats.generate_ms).field("generate_ts", generate_rate(stats));
   json.field("first_token_ms", stats.first_token_ms).end_object().end_object();
@@ -137,12 +180,15 @@ int cmd_run(const Words& words) {
   RunFlags flags;
   declare(args, flags);
   if (parse_or_help(args, words)) return kExitDone;
+  if (flags.prompt_cache.empty() && (flags.cache_all || flags.cache_read_only))
+    throw UsageError(error_text("run", "--prompt-cache-all and -ro", "--prompt-cache FILE", "none", "name the file"));
   finish_options(flags);
   const std::string prompt = prompt_text(args, flags.prompt);
 
   const auto model = open_model(flags.model);
   const auto engine = Engine::create(model, engine_options(flags.model, flags.device, flags.compute));
   const std::vector<int32_t> tokens = prompt_tokens(model->tokenizer(), prompt, flags.parse_special);
+  const std::vector<int32_t> cached = load_prompt_cache(*engine, flags);
   Generation generation(engine, {tokens}, flags.generate);
   check_device_flags(flags.device, engine->info());
   const std::string seed_text = cat(", seed ", *flags.generate.sampler.seed);
@@ -161,9 +207,11 @@ int cmd_run(const Words& words) {
     outcome.finish = FinishReason::kNone;
     outcome.error = error.what();
     close_output();
+    save_prompt_cache(generation, tokens, cached, flags);  // a prompt is worth it however its continuation ended
     throw;
   }
   close_output();
+  save_prompt_cache(generation, tokens, cached, flags);
   return outcome.finish == FinishReason::kCancelled ? kExitInterrupted : kExitDone;
 }
 
