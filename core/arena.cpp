@@ -29,6 +29,13 @@ Arena::Arena(size_t n_bytes, Pages pages) {
 #endif
 }
 
+void Arena::drop(const std::byte* at, size_t n_bytes) {
+  const size_t offset = static_cast<size_t>(at - data_);
+  const size_t begin = (offset + kPageBytes - 1) / kPageBytes * kPageBytes;
+  const size_t end = (offset + n_bytes) / kPageBytes * kPageBytes;
+  if (begin < end) ::madvise(data_ + begin, end - begin, MADV_DONTNEED);
+}
+
 Arena::~Arena() {
   if (data_) ::munmap(data_, size_);
 }

@@ -18,6 +18,9 @@ class Arena {
   Arena(Arena&& other) noexcept;
   Arena& operator=(Arena&& other) noexcept;
 
+  // Gives the whole pages within these bytes back to the system; they read as zeros from now on.
+  void drop(const std::byte* at, size_t n_bytes);
+
   std::byte* data() const { return data_; }
   size_t size() const { return size_; }
 

@@ -29,7 +29,9 @@ struct Calibrator::Impl final : UnitObserver {
   std::shared_ptr<const Model> model;
   SlackBins bins;
   std::vector<std::vector<double>> down_norms;
+  std::vector<std::vector<float>> errors_of_layers;  // of each unit, by layer; empty without planes
   std::shared_ptr<Engine> engine;
+  EngineOptions options;                       // that it was made with
   std::vector<BlockHistograms> counted, pass;  // by layer: for good, and those of the pass that runs
   std::mutex mutex;                            // guards the maps of `pass`, not the histograms in them
 
@@ -56,7 +58,7 @@ struct Calibrator::Impl final : UnitObserver {
 void Calibrator::Impl::observe(const ObservedUnits& shown) {
   if (shown.margins == nullptr) return;
   const Predictor::Layer& layer = engine->predictor()->layers()[static_cast<size_t>(shown.layer)];
-  const float* const errors = layer.error ? reinterpret_cast<const float*>(layer.error.view.data) : nullptr;
+  const std::vector<float>& errors = errors_of_layers[static_cast<size_t>(shown.layer)];
   const std::vector<double>& norms = down_norms[static_cast<size_t>(shown.layer)];
   const int64_t n_embd = model->config().n_embd;
   SlackHistogram& out = histogram_of(shown);
@@ -66,7 +68,8 @@ void Calibrator::Impl::observe(const ObservedUnits& shown) {
     for (int64_t i = 0; i < n_embd; ++i) squares += static_cast<double>(in[i]) * static_cast<double>(in[i]);
     for (int64_t unit = shown.first_unit; unit < shown.first_unit + shown.n_units; ++unit) {
       const int64_t at = row * shown.stride + unit;
-      const double share = errors ? static_cast<double>(errors[unit]) * std::sqrt(squares) : 1;
+      const double share =
+          errors.empty() ? 1 : static_cast<double>(errors[static_cast<size_t>(unit)]) * std::sqrt(squares);
       const size_t bin = bin_of(static_cast<double>(layer.z) - static_cast<double>(shown.margins[at]) / share);
       ++out.units[bin];
       if (shown.detected[at] <= 0) continue;
@@ -87,12 +90,15 @@ Calibrator::Calibrator(std::shared_ptr<const Model> model, const EngineOptions& 
   all.mode = "predict";
   all.observer = impl_.get();
   impl_->engine = Engine::create(impl_->model, all);
+  impl_->options = all;
   for (const Predictor::Layer& layer : impl_->engine->predictor()->layers())
     if (!std::isfinite(layer.z))
       throw std::invalid_argument(error_text("calibration", "thresholds of the predictor", "finite ones", cat(layer.z),
                                              "use a predictor with others, such as bit_planes:2:0"));
+  for (size_t i = 0; i < impl_->engine->predictor()->layers().size(); ++i)
+    impl_->errors_of_layers.push_back(impl_->engine->predictor()->errors_by_unit(i));
   EngineOptions dense = options;
-  dense.mode = "dense";
+  dense.mode = "dense", dense.device = "cpu";  // for the lengths alone
   dense.predictor.clear();
   impl_->down_norms = Profiler(impl_->model, dense, 0).down_norms();
   impl_->counted.resize(impl_->down_norms.size());
@@ -101,12 +107,8 @@ Calibrator::Calibrator(std::shared_ptr<const Model> model, const EngineOptions& 
 Calibrator::~Calibrator() = default;
 
 void Calibrator::add(std::span<const std::vector<int32_t>> sequences, const StopCheck& stop) {
-  std::vector<Session> sessions;
-  std::vector<Engine::Entry> entries;
-  for (size_t i = 0; i < sequences.size(); ++i) sessions.push_back(impl_->engine->open_session());
-  for (size_t i = 0; i < sequences.size(); ++i) entries.push_back({&sessions[i], sequences[i]});
   impl_->pass = std::vector<BlockHistograms>(impl_->counted.size());
-  impl_->engine->advance(entries, stop);
+  run_sequences(impl_->engine, impl_->options, sequences, stop);
   for (size_t layer = 0; layer < impl_->pass.size(); ++layer)
     for (const auto& [first, part] : impl_->pass[layer])
       add_to(impl_->counted[layer].try_emplace(first, impl_->empty()).first->second, part);

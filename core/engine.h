@@ -28,6 +28,7 @@ namespace hotset {
 
 class EngineImpl;
 class Predictor;
+class Sidecar;
 struct MachineRates;
 struct Placement;
 struct VirtualDeviceOptions;
@@ -81,6 +82,7 @@ struct EngineOptions {
   // compute them there; 0 = none, -1 = where that is predicted to be faster. stream_bytes 0 = a size that hides copying.
   int64_t stream_from_rows = -1;
   uint64_t stream_bytes = 0;
+  std::shared_ptr<const Sidecar> opened_sidecar{};  // the file that `sidecar` means, where it is open already
   std::shared_ptr<const VirtualDeviceOptions> virtual_device{};  // of device "virtual", for tests; nullptr = ordinary
   std::string isa{};             // "" = best here (or HOTSET_ISA), "generic", "avx2", "avx512"; "amx" when named
   // Weights that this engine of the same model laid out anew at load are used, in dense mode too: dense results on the

@@ -48,6 +48,9 @@ class FairMutex {
   uint64_t serving_ = 0;
 };
 
+// The sidecar that the options mean; nullptr when there is none. Throws as Sidecar::load.
+std::shared_ptr<const Sidecar> open_sidecar(const EngineOptions& options, const Model& model);
+
 class EngineImpl {
  public:
   // `is_outline`: an engine that knows what it would take, but must not compute: no weights are laid out anew.
@@ -93,7 +96,7 @@ class EngineImpl {
   int64_t blocks_per_sequence() const { return (n_ctx_ + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions; }
 
   std::shared_ptr<const Relayout> choose_weights(const EngineOptions& options, bool is_outline) const;
-  std::unique_ptr<const Predictor> make_predictor(const EngineOptions& options) const;
+  std::unique_ptr<Predictor> make_predictor(const EngineOptions& options, bool is_outline) const;
   Plan make_plan(const EngineOptions& options, const StreamRing* stream = nullptr) const;
   int64_t affordable_rows(const Plan& plan) const;
   void check(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states) const;
@@ -120,8 +123,9 @@ class EngineImpl {
   std::unique_ptr<Device> device_;       // the host's CPU
   std::unique_ptr<Device> accelerator_;  // nothing: everything on the CPU
   std::shared_ptr<const Relayout> relayout_;  // the weights that plans use, unless they are the file's
-  std::unique_ptr<const Predictor> predictor_;  // mode predict
-  Placement placement_;                         // with an accelerator
+  std::unique_ptr<Predictor> predictor_;      // mode predict; with an accelerator in order of slots
+  Placement placement_;                       // with an accelerator
+  UnitsBySlot units_by_slot_;                 // the same
   double gpu_active_share_ = 0;
   std::unique_ptr<const WeightPlacer> placed_;
   std::unique_ptr<DeviceMemory> device_kv_;  // of all blocks, the layers that the accelerator attends to

@@ -16,8 +16,8 @@
 namespace hotset {
 namespace {
 
-// Bytes that alignment may cost a layer in device memory: a layer has at most 20 tensors.
-constexpr uint64_t kPaddingPerLayer = WeightPlacer::kAlignment * 20;
+// Bytes that alignment may cost a layer in device memory: a layer has at most 24 tensors.
+constexpr uint64_t kPaddingPerLayer = WeightPlacer::kAlignment * 24;
 constexpr double kOverSelection = 1.5;  // candidates per active unit that a prediction of mode predict takes for granted
 constexpr int64_t kSimulatedTokens = 400;
 constexpr uint64_t kMaxBudget = uint64_t{1} << 44;  // 16 TiB
@@ -77,7 +77,7 @@ class Outline {
     out.compute = info_.buffer_bytes - (n_rows - std::min(n_rows, n_sequences_)) * row - untouched_list_bytes();
     out.logits = 2 * n_sequences_ * static_cast<uint64_t>(p.n_vocab) * sizeof(float);
     out.predictor = info_.predictor_bytes;
-    if (request_.predictor) out.assumed_predictor_per_layer = predictor_per_layer();
+    out.predictors = predictors();
     out.relayout = info_.relayout_bytes;
     out.device_compute = device_compute_;
     return out;
@@ -101,13 +101,11 @@ class Outline {
       layer.frequency.assign(static_cast<size_t>(config().n_ff), 1.0);
       if (exact() && !request_.frequencies.empty()) layer.frequency = request_.frequencies[i];
       layer.detect_bytes = bytes.detect_row;
-      if (info_.predictor_bytes_per_token > 0) {
-        layer.predictor_bytes = info_.predictor_bytes_per_token / weights().layers.size();
-        layer.over_selection = kOverSelection;
-      }
-      if (request_.predictor) {
-        layer.predictor_bytes = predictor_per_layer();
-        layer.over_selection = request_.predictor->over_selection;
+      if (!engine.predictors.empty()) {
+        layer.predictor_bytes = engine.predictors[i].shared;
+        layer.predictor_unit_bytes = engine.predictors[i].unit;
+        layer.only_device_predicts = request_.predictor.has_value();
+        layer.over_selection = request_.predictor ? request_.predictor->over_selection : kOverSelection;
       }
       layer.unit_bytes = bytes.unit_rows;
       layer.attention_bytes = bytes.attention;
@@ -128,9 +126,7 @@ class Outline {
     const LayerPlacement nearly{config().n_ff - 1, exact() ? DetectPlace::kDevice : DetectPlace::kSplit, Place::kDevice};
     all.layers.assign(weights().layers.size(), nearly);
     all.head = Place::kDevice;
-    EngineOptions without_predictor = options;  // which check() refuses with words of its own
-    without_predictor.mode = exact() ? "exact" : "dense", without_predictor.predictor = "";
-    const EngineInfo info = outline_with(impl_.model, without_predictor, std::move(all))->info();
+    const EngineInfo info = outline_with(impl_.model, options, std::move(all))->info();
     return info.device_bytes - info.device_kv_bytes - info.device_weight_bytes +
            kPaddingPerLayer * (weights().layers.size() + 1);
   }
@@ -149,7 +145,19 @@ class Outline {
     return static_cast<uint64_t>((all - touched) * n_buffers * static_cast<double>(plan().max_rows));
   }
 
-  uint64_t predictor_per_layer() const { return request_.predictor->n_bytes / weights().layers.size(); }
+  // Of every layer; an assumed predictor is cut evenly.
+  std::vector<PredictorBytes> predictors() const {
+    std::vector<PredictorBytes> out;
+    if (request_.predictor) {
+      const uint64_t n = static_cast<uint64_t>(config().n_ff),
+                     bytes = request_.predictor->n_bytes / weights().layers.size();
+      out.assign(weights().layers.size(), {bytes % n, bytes / n});
+    } else if (impl_.predictor()) {
+      for (const Predictor::Layer& layer : impl_.predictor()->layers())
+        out.push_back({layer.shared_bytes(), layer.unit_bytes()});
+    }
+    return out;
+  }
 
   // A row of everything that has one row per row of logits.
   uint64_t output_row_bytes() const {
@@ -179,9 +187,6 @@ class Outline {
            cat(r.predictor->n_bytes), "state those of all layers");
     if (!(r.step_us >= 0 && r.step_us <= 1e6)) fail("step_us", "0 to 1e6", cat(r.step_us), "pass what was measured");
     if (r.vram_budget == 0) return;
-    if (info_.mode == "predict")
-      throw UnsupportedModelError(error_text("plan", "mode predict", "a budget of 0: predictors run on the CPU",
-                                             cat(r.vram_budget, " bytes"), "plan with --mode exact"));
     if (!r.rates || !r.rates->gpu || !r.rates->pcie || !r.rates->handoff_us)
       throw Error(
           error_text("plan", "machine rates for a GPU budget", "rates of the CPU, the GPU, its bus and the hand-off",
@@ -235,10 +240,14 @@ std::string find_sidecar(const std::string& asked, const std::string& model_path
 }
 
 std::vector<std::vector<double>> sidecar_frequencies(const std::string& path, const Model& model) {
-  const auto sidecar = Sidecar::load(path, model.config(), model.fingerprint());
+  return sidecar_frequencies(*Sidecar::load(path, model.config(), model.fingerprint()), model);
+}
+
+std::vector<std::vector<double>> sidecar_frequencies(const Sidecar& sidecar, const Model& model) {
+  const std::string path = sidecar.name();
   std::vector<std::vector<double>> out;
   for (int64_t layer = 0; layer < model.config().n_layer; ++layer) {
-    const TensorView& stored = sidecar->frequencies(layer).view;
+    const TensorView& stored = sidecar.frequencies(layer).view;
     if (!stored && layer == 0) return {};
     if (!stored)
       throw ModelFormatError(error_text(quoted(path, 300), cat("blk.", layer, ".unit_freq"), "as the first layer has one",
@@ -248,7 +257,7 @@ std::vector<std::vector<double>> sidecar_frequencies(const std::string& path, co
     double last = 1;
     for (const double f : out.back()) {
       if (!(f >= 0 && f <= last))
-        throw ModelFormatError(error_text(quoted(path, 300), sidecar->frequencies(layer).name,
+        throw ModelFormatError(error_text(quoted(path, 300), sidecar.frequencies(layer).name,
                                           "numbers from 1 to 0, descending", cat(f, " after ", last),
                                           "make the sidecar anew with 'hotset place'"));
       last = f;
@@ -276,7 +285,9 @@ SimulatedStep simulate_step(const Outline& outline, const Plan& plan, const Plac
 // What an engine of both devices takes beside weights, keys and values.
 void set_compute(const Outline& outline, const EngineInfo& both, const Placement& placement, EngineBytes& bytes) {
   uint64_t weights = 0;  // without what aligns them
-  for (const MemoryComponent& each : account(outline.weights(), outline.exact(), {}, placement).components)
+  EngineBytes predictors;
+  predictors.predictors = bytes.predictors;
+  for (const MemoryComponent& each : account(outline.weights(), outline.exact(), predictors, placement).components)
     weights += each.device == "gpu" ? each.bytes : 0;
   bytes.device_compute = both.device_bytes - both.device_kv_bytes - weights;
   bytes.compute = both.buffer_bytes - (both.device_bytes - both.device_kv_bytes - both.device_weight_bytes);
@@ -287,7 +298,10 @@ void set_compute(const Outline& outline, const EngineInfo& both, const Placement
 
 EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& given, const PlanRequest& request) {
   EngineOptions options = given;
-  if (request.vram_budget > 0) options.units_by_slot = units_by_slot(given, *model);
+  if (request.vram_budget > 0) {
+    options.opened_sidecar = open_sidecar(given, *model);
+    options.units_by_slot = units_by_slot(options, *model);
+  }
   const Outline outline(std::move(model), options, request);
   EnginePlan out;
   out.engine = outline.info();
@@ -305,9 +319,12 @@ EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& 
       if (both->stream_plan())
         out.steps += cat("\nsteps of ", both->stream_from_rows(), " rows and more:\n", dump(*both->stream_plan()));
       set_compute(outline, both->info(), out.placement, bytes);
-    } else {  // an engine has no assumed predictors
+    } else {  // an engine has no assumed predictors: where one predicts for all, it detects for all instead
       out.placement = place(problem);
-      if (out.placement.uses_device()) both = outline_with(outline.model(), options, out.placement);
+      Placement without = out.placement;
+      for (LayerPlacement& layer : without.layers)
+        if (layer.device_predicts) layer = {layer.n_hot, DetectPlace::kDevice, layer.attention};
+      if (out.placement.uses_device()) both = outline_with(outline.model(), options, std::move(without));
     }
     out.tg_ts = 1 / out.placement.seconds;
     out.gpu_active_share = hot_share(problem, out.placement);

@@ -16,8 +16,8 @@
 
 namespace hotset {
 
-// A trained predictor that a plan takes for granted in mode exact, in place of detect matrices. For figures only: no
-// engine runs it on two devices.
+// A trained predictor that a plan takes for granted in mode exact: on the device for all units, detect rows beside
+// theirs. For figures only: there is none to run.
 struct AssumedPredictor {
   uint64_t n_bytes = 0;       // of all layers, read for every token; above 0
   double over_selection = 1;  // candidates per active unit
@@ -79,6 +79,7 @@ std::string find_sidecar(const std::string& asked, const std::string& model_path
 // The frequencies of a sidecar's units in slot order, as PlanRequest wants them; empty where it has none. Throws Error
 // (cannot be read) and ModelFormatError (no sidecar, damaged, of a model of another shape).
 std::vector<std::vector<double>> sidecar_frequencies(const std::string& path, const Model& model);
+std::vector<std::vector<double>> sidecar_frequencies(const Sidecar& sidecar, const Model& model);
 
 // The problem that plan_engine solves; for tools that compare placements.
 PlacementProblem placement_problem(std::shared_ptr<const Model> model, const EngineOptions& options,

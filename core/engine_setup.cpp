@@ -141,7 +141,7 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
     add_accelerator(options, is_outline);
   } else {
     relayout_ = choose_weights(options, is_outline);
-    if (options.mode == "predict") predictor_ = make_predictor(options);
+    if (options.mode == "predict") predictor_ = make_predictor(options, is_outline);
     executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get()}, make_plan(options));
   }
   const int64_t block_bytes = static_cast<int64_t>(executor_->plan().kv_of(kHostLane).block_bytes());
@@ -161,13 +161,19 @@ std::shared_ptr<const Relayout> EngineImpl::choose_weights(const EngineOptions& 
                                              "create both from one Model"));
     if (options.weights_from->impl_->relayout_) return options.weights_from->impl_->relayout_;
   }
-  if (!exact_) return nullptr;
+  if (!exact_ && options.device != "virtual") return nullptr;  // units are split where each is a row
   if (is_outline) return Relayout::outline(*model);
   return std::make_shared<Relayout>(*model, load_threads(device_->info().n_threads), options.log);
 }
 
+std::shared_ptr<const Sidecar> open_sidecar(const EngineOptions& options, const Model& model) {
+  if (options.opened_sidecar) return options.opened_sidecar;
+  const std::string path = Sidecar::find(options.sidecar, model.path());
+  return path.empty() ? nullptr : Sidecar::load(path, model.config(), model.fingerprint());
+}
+
 // The predictor that the options name, else that of the sidecar.
-std::unique_ptr<const Predictor> EngineImpl::make_predictor(const EngineOptions& options) const {
+std::unique_ptr<Predictor> EngineImpl::make_predictor(const EngineOptions& options, bool is_outline) const {
   PredictorSpec spec;
   if (!options.predictor.empty()) {
     spec = parse_predictor(options.predictor, model->config().n_layer);
@@ -175,14 +181,16 @@ std::unique_ptr<const Predictor> EngineImpl::make_predictor(const EngineOptions&
            cat("[engine] predictor ", options.predictor, " is not calibrated on this model; `hotset kld --mode ",
                "predict` shows what it loses"));
   } else {
-    const std::string path = Sidecar::find(options.sidecar, model->path());
-    if (path.empty())
+    auto sidecar = open_sidecar(options, *model);
+    if (!sidecar)
       throw Error(error_text("engine", "mode predict", "a predictor",
                              "no sidecar " + quoted(Sidecar::path_beside(model->path()), 200),
                              "make one with `hotset train-predictor`, or use --predictor bit_planes:2"));
-    spec = predictor_of(Sidecar::load(path, model->config(), model->fingerprint()));
+    spec = predictor_of(std::move(sidecar));
   }
-  return std::make_unique<const Predictor>(weights(), spec, load_threads(device_->info().n_threads), options.log);
+  const int32_t n_threads = load_threads(device_->info().n_threads);
+  return std::make_unique<Predictor>(weights(), spec,
+                                     Predictor::Options{n_threads, is_outline, units_by_slot_, options.log});
 }
 
 const Weights& EngineImpl::weights() const { return relayout_ ? relayout_->weights() : model->weights(); }
@@ -240,6 +248,11 @@ EngineInfo EngineImpl::info() const {
           weights().layers[i].ffn_down_t.view.size_bytes() - down_bytes(model->weights().layers[i]);
   out.kv_bytes_per_position = kv.block_bytes() / static_cast<uint64_t>(KvLayout::kBlockPositions);
   out.buffer_bytes = executor_->buffer_bytes() + (stream_executor_ ? stream_executor_->buffer_bytes() : 0);
+  if (predictor_ && exact_) {
+    out.predictor = predictor_->description();
+    out.predictor_bytes = predictor_->n_bytes();
+    out.predictor_bytes_per_token = predictor_->bytes_per_token();
+  }
   if (accelerator_) fill_info(out);
   if (!exact_ || accelerator_) return out;
   out.relayout_bytes = relayout_->n_bytes();
@@ -248,13 +261,10 @@ EngineInfo EngineImpl::info() const {
     if (layer.ffn_gate) out.skippable_bytes_per_token += layer.ffn_up.view.size_bytes();
   }
   if (!predictor_) return out;
-  out.predictor = predictor_->description();
-  out.predictor_bytes = predictor_->n_bytes();
-  out.predictor_bytes_per_token = predictor_->bytes_per_token();
   for (size_t i = 0; i < weights().layers.size(); ++i) {
     const LayerWeights& layer = weights().layers[i];
-    const bool is_predicted = predictor_->layers()[i].planes || predictor_->layers()[i].fc1;
-    if (is_predicted) out.detect_bytes_per_token += (layer.ffn_gate ? layer.ffn_gate : layer.ffn_up).view.size_bytes();
+    if (predictor_->layers()[i])
+      out.detect_bytes_per_token += (layer.ffn_gate ? layer.ffn_gate : layer.ffn_up).view.size_bytes();
   }
   return out;
 }

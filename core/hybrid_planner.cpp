@@ -4,13 +4,12 @@
 #include <array>
 
 #include "core/error.h"
-#include "core/plan_builder.h"
+#include "core/lane_builder.h"
 
 namespace hotset {
 namespace {
 
 int32_t lane_of(Place place) { return place == Place::kDevice ? kDeviceLane : kHostLane; }
-int32_t other(int32_t lane) { return lane == kHostLane ? kDeviceLane : kHostLane; }
 
 // The first n rows of a matrix, or values of a vector.
 NamedTensor first_rows(NamedTensor tensor, int64_t n, bool is_vector = false) {
@@ -25,10 +24,10 @@ NamedTensor first_values(const NamedTensor& vector, int64_t n) { return first_ro
 
 // Steps of two lanes. What crosses between them is in shared buffers, of which one set serves all layers: lanes meet
 // twice a layer, so nothing is overwritten before it is read.
-class TwoLaneBuilder : private PlanBuilder {
+class TwoLaneBuilder : private LaneBuilder {
  public:
   TwoLaneBuilder(const ModelConfig& config, const PlacedWeights& weights, const PlanOptions& options)
-      : PlanBuilder(config, options), weights_(weights), stream_(options.stream) {}
+      : LaneBuilder(config, options), weights_(weights), observe_(options.observe), stream_(options.stream) {}
 
   Plan build() {
     set_rope_freqs(weights_.rope_freqs);
@@ -56,48 +55,20 @@ class TwoLaneBuilder : private PlanBuilder {
   static int64_t n_units(const PlacedLayer& layer, int32_t lane) {
     return lane == kDeviceLane ? layer.place.n_hot : layer.n_units - layer.place.n_hot;
   }
+  static const Predictor::Layer& predictor(const PlacedLayer& layer, int32_t lane) {
+    return lane == kDeviceLane ? layer.device_predictor : layer.host_predictor;
+  }
   // Whether the device detects the host's units too, and hands it a list of those that are active.
-  bool hands_list(const PlacedLayer& layer) const {
+  bool hands_active(const PlacedLayer& layer) const {
     return exact_ && layer.place.detect == DetectPlace::kDevice && n_units(layer, kHostLane) > 0;
   }
+  // Whether the device predicts for the host, and hands it a list of candidates.
+  bool hands_candidates(const PlacedLayer& layer) const {
+    return exact_ && layer.place.detect == DetectPlace::kSplit && layer.place.device_predicts &&
+           layer.device_predictor && n_units(layer, kHostLane) > 0;
+  }
+  bool hands_list(const PlacedLayer& layer) const { return hands_active(layer) || hands_candidates(layer); }
   Activations& at(int32_t lane) { return at_[static_cast<size_t>(lane)]; }
-
-  // The buffer of this name; as wide as the layer needs that needs most.
-  BufferId named(const BufferDesc& desc) {
-    const auto found = std::find_if(plan_.buffers.begin(), plan_.buffers.end(),
-                                    [&](const BufferDesc& each) { return each.name == desc.name; });
-    if (found == plan_.buffers.end()) {
-      plan_.buffers.push_back(desc);
-      return {static_cast<int32_t>(plan_.buffers.size()) - 1};
-    }
-    found->n_cols = std::max(found->n_cols, desc.n_cols);
-    return {static_cast<int32_t>(found - plan_.buffers.begin())};
-  }
-  BufferId shared(const std::string& name, int64_t n_cols, BufferKind kind = BufferKind::kFloats) {
-    return named({"shared_" + name, n_cols, BufferRows::kAll, kind, kSharedLane});
-  }
-  BufferId own(const std::string& name, int64_t n_cols, BufferKind kind = BufferKind::kFloats) {
-    return named({(lane_ == kHostLane ? "host_" : "") + name, n_cols, BufferRows::kAll, kind, lane_});
-  }
-
-  FlagId signal(const std::string& name) {
-    plan_.flags.push_back(name);
-    const FlagId flag{static_cast<int32_t>(plan_.flags.size()) - 1};
-    add(op::Signal{flag});
-    return flag;
-  }
-  // Goes on with the other lane, once the flag is up.
-  void wait(int32_t lane, FlagId flag) {
-    on(lane);
-    add(op::Wait{flag});
-  }
-  // Takes a value from the current lane to the other one. The host's is the shared buffer itself.
-  void hand_over(BufferId device, BufferId shared, const std::string& name) {
-    const int32_t from = lane_;
-    if (from == kDeviceLane) add(op::Copy{device, shared});
-    wait(other(from), signal(name));
-    if (from == kHostLane) add(op::Copy{shared, device});
-  }
 
   // The residual and a layer's normed input, as a lane has them.
   BufferId x_of(int32_t lane) { return lane == kHostLane ? shared("x", config_.n_embd) : of_device("x"); }
@@ -152,7 +123,7 @@ class TwoLaneBuilder : private PlanBuilder {
     if (stream_ && n_units(layer, kHostLane) > 0)
       stream_cold(layer);
     else if (is_alone)
-      compute_units(layer, a.y, w.ffn_down_b);
+      compute_alone(layer, a.y, w.ffn_down_b);
     else if (x_lane_ == kDeviceLane)
       share_from_device(layer);
     else
@@ -161,16 +132,39 @@ class TwoLaneBuilder : private PlanBuilder {
     add(op::Add{a.x, a.y, a.x});
   }
 
-  // The device gives the layer's input and, where it detects for all, the host's active units.
+  void compute_alone(const PlacedLayer& layer, BufferId out, const NamedTensor& down_bias) {
+    const bool on_device = lane_ == kDeviceLane;
+    compute_units(layer, out, down_bias);
+    if (!observe_) return;
+    if (on_device) {
+      add(op::Copy{x_norm_of(kDeviceLane), x_norm_of(kHostLane)});
+      wait(kHostLane, show(layer));
+    }
+    observe(layer);
+    if (on_device && next_is_on_device()) wait(kDeviceLane, signal(cat("observed ", layer_number())));
+  }
+  // Whether the device goes on to write what this layer has brought to the host, with no word from the host in between.
+  bool next_is_on_device() const {
+    const size_t next = plan_.kv_lanes.size();
+    return next < weights_.layers.size() && weights_.layers[next].place.attention == Place::kDevice;
+  }
+
+  // The device gives the layer's input and, where it detects or predicts for all, the host's list.
   void share_from_device(const PlacedLayer& layer) {
     add(op::Copy{x_norm_of(kDeviceLane), x_norm_of(kHostLane)});
     if (hands_list(layer)) hand_list(layer);
     const FlagId fork = signal(cat("fork ", layer_number()));
     BufferId y_hot;
-    if (layer.place.n_hot > 0) compute_units(layer, y_hot = own_sums("y_hot"), {});
+    FlagId shown;
+    if (layer.place.n_hot > 0) {
+      compute_units(layer, y_hot = own_sums("y_hot"), {});
+      if (observe_) shown = show(layer);
+    }
     wait(kHostLane, fork);
     const BufferId y_cold = shared_sums();
     compute_units(layer, y_cold, {});
+    if (observe_ && y_hot) wait(kHostLane, shown);
+    if (observe_) observe(layer);
     wait(kDeviceLane, signal(cat("join ", layer_number())));
     const BufferId y_back = own_sums("y_back");
     add(op::Copy{y_cold, y_back});
@@ -190,13 +184,14 @@ class TwoLaneBuilder : private PlanBuilder {
       const BufferId y_hot = own_sums("y_hot");
       compute_units(layer, y_hot, {});
       add(op::Copy{y_hot, shared_sums()});
-      join = signal(cat("join ", layer_number()));
+      join = observe_ ? show(layer) : signal(cat("join ", layer_number()));
     }
     on(kHostLane);
     BufferId y_cold;
     if (hands_list(layer)) wait(kHostLane, list);
     if (n_units(layer, kHostLane) > 0) compute_units(layer, y_cold = own_sums("y_cold"), {});
     if (has_hot) wait(kHostLane, join);
+    if (observe_) observe(layer);
     merge(y_cold ? y_cold : shared_sums(), y_cold && has_hot ? shared_sums() : BufferId{}, layer.host.ffn_down_b);
   }
 
@@ -276,37 +271,75 @@ class TwoLaneBuilder : private PlanBuilder {
   BufferId cold_list(const PlacedLayer& layer) {
     return shared("cold", 2 * n_units(layer, kHostLane) + 1, BufferKind::kActive);
   }
+  BufferId cold_candidates(const PlacedLayer& layer) {
+    return shared("candidates", n_units(layer, kHostLane) + 1, BufferKind::kUnits);
+  }
   void merge(BufferId a, BufferId b, const NamedTensor& bias) {
     add(op::MergeSums{a, b, weight(bias), at(lane_).y});
   }
 
-  // The detect values of all rows that the lane has.
-  BufferId detect(const PlacedLayer& layer) {
+  // Detect values of all units whose detect rows a lane has, and the candidates that it has looked at; none without a
+  // predictor: then it looks at all.
+  struct Detected {
+    BufferId values, candidates;
+  };
+
+  static const NamedTensor& detect_bias(const LayerWeights& w) { return w.ffn_gate ? w.ffn_gate_b : w.ffn_up_b; }
+
+  Detected detect(const PlacedLayer& layer) {
     const LayerWeights& w = side(layer, lane_);
     const NamedTensor& matrix = w.ffn_gate ? w.ffn_gate : w.ffn_up;
-    const BufferId out = own("detected", matrix.view.n_rows);
+    const BufferId candidates = exact_ ? propose(layer, matrix.view.n_rows) : BufferId{};
+    const Detected out{own("detected", matrix.view.n_rows), candidates};
     const WeightId id = weight(matrix);
-    add(op::Detect{id, weight(w.ffn_gate ? w.ffn_gate_b : w.ffn_up_b), x_norm_of(lane_), out});
+    add(op::Detect{id, weight(detect_bias(w)), x_norm_of(lane_), out.values, candidates});
+    return out;
+  }
+
+  // The margins of all units of the lane's predictor.
+  BufferId margins(const PlacedLayer& layer) {
+    const Predictor::Layer& p = predictor(layer, lane_);
+    const BufferId out = own("margins", p.n_units());
+    BufferId hidden;
+    if (p.fc1) hidden = own(cat("hidden", p.fc1.view.n_rows), p.fc1.view.n_rows);
+    const WeightId bias = p.planes ? weight(p.bias ? p.bias : detect_bias(side(layer, lane_))) : WeightId{};
+    predict(p, bias, {x_norm_of(lane_), hidden, out});
+    return out;
+  }
+
+  // The candidates among the lane's first n units; none without a predictor.
+  BufferId propose(const PlacedLayer& layer, int64_t n) {
+    if (lane_ == kHostLane && hands_candidates(layer)) return cold_candidates(layer);
+    if (!predictor(layer, lane_)) return {};
+    const BufferId from = hands_candidates(layer) ? own("margins", layer.n_units) : margins(layer);
+    const BufferId out = own("candidates", n + 1, BufferKind::kUnits);
+    add(op::SelectUnits{from, out, {}, UnitSet::kCandidates, 0, n});
     return out;
   }
 
   void hand_list(const PlacedLayer& layer) {
-    const int64_t n_hot = layer.place.n_hot;
-    const BufferId detected = detect(layer);
-    add(op::SelectUnits{detected, cold_list(layer), {}, UnitSet::kActive, n_hot, layer.n_units - n_hot});
+    const int64_t n_hot = layer.place.n_hot, n_cold = layer.n_units - n_hot;
+    if (hands_candidates(layer)) {
+      const BufferId from = margins(layer);
+      add(op::SelectUnits{from, cold_candidates(layer), {}, UnitSet::kCandidates, n_hot, n_cold});
+      return;
+    }
+    handed_ = detect(layer);
+    add(op::SelectUnits{handed_.values, cold_list(layer), handed_.candidates, UnitSet::kActive, n_hot, n_cold});
   }
 
   // The sum of the lane's units. With a list from the device their detect values are known, and no detect row is read.
   void compute_units(const PlacedLayer& layer, BufferId out, const NamedTensor& down_bias) {
     const LayerWeights& w = side(layer, lane_);
     const int64_t n = n_units(layer, lane_);
-    const bool is_listed = hands_list(layer) && lane_ == kHostLane;
+    const bool is_listed = hands_active(layer) && lane_ == kHostLane;
     op::SparseFfn ffn{};
     ffn.activation = config_.activation;
     if (is_listed) {
       ffn.units = cold_list(layer);
     } else {
       if (exact_) list_units(layer, ffn);
+      if (observe_) look_at_all(layer, ffn);
       ffn.gate = weight(first_rows(w.ffn_gate, n)), ffn.gate_bias = weight(first_values(w.ffn_gate_b, n));
     }
     if (!is_listed || config_.arch->gated)
@@ -319,10 +352,40 @@ class TwoLaneBuilder : private PlanBuilder {
   // The lane's own list of active units, and the detect values that it is from.
   void list_units(const PlacedLayer& layer, op::SparseFfn& ffn) {
     const int64_t n = n_units(layer, lane_);
-    const BufferId detected = hands_list(layer) ? own("detected", n) : detect(layer);
+    const Detected detected = hands_active(layer) ? handed_ : detect(layer);
     const BufferId units = own(lane_ == kDeviceLane ? "hot" : "cold", n + 1, BufferKind::kUnits);
-    add(op::SelectUnits{detected, units, {}, UnitSet::kActive, 0, n});
-    ffn.detected = detected, ffn.units = units;
+    add(op::SelectUnits{detected.values, units, detected.candidates, UnitSet::kActive, 0, n});
+    ffn.detected = detected.values, ffn.units = units;
+  }
+
+  // What an observer wants to see of the lane's units, which are all computed.
+  void look_at_all(const PlacedLayer& layer, op::SparseFfn& ffn) {
+    if (predictor(layer, lane_)) margins(layer);
+    ffn.detected = detect(layer).values, ffn.h = own("h", n_units(layer, lane_));
+  }
+
+  // Brings it from the device to the host, where observers are; the flag that says so.
+  FlagId show(const PlacedLayer& layer) {
+    const int64_t n = n_units(layer, kDeviceLane);
+    add(op::Copy{own("detected", n), shared("detected", n)});
+    add(op::Copy{own("h", n), shared("h", n)});
+    if (layer.device_predictor) add(op::Copy{own("margins", n), shared("margins", n)});
+    return signal(cat("shown ", layer_number()));
+  }
+
+  void observe(const PlacedLayer& layer) {
+    const WeightId units = weight(layer.unit_of_slot);
+    const int64_t n_hot = n_units(layer, kDeviceLane), n_cold = n_units(layer, kHostLane);
+    const auto joined = [&](const std::string& name) {
+      const BufferId hot = n_hot > 0 ? shared(name, n_hot) : BufferId{},
+                     cold = n_cold > 0 ? own(name, n_cold) : BufferId{};
+      const BufferId out = own("all_" + name, layer.n_units);
+      add(op::JoinUnits{n_hot, hot, cold, units, out});
+      return out;
+    };
+    const BufferId detected = joined("detected"), h = joined("h");
+    const bool is_predicted = layer.device_predictor || layer.host_predictor;
+    add(op::Observe{layer_number(), x_norm_of(kHostLane), detected, h, is_predicted ? joined("margins") : BufferId{}});
   }
 
   // The rows whose logits are asked for, as a lane has them.
@@ -350,7 +413,9 @@ class TwoLaneBuilder : private PlanBuilder {
   }
 
   const PlacedWeights& weights_;
+  const bool observe_;
   std::array<Activations, kMaxLanes> at_;
+  Detected handed_;             // by the device, to itself and to the host
   int32_t x_lane_ = kHostLane;  // that has the residual
   int64_t n_moves_ = 0;
   const StreamRing* const stream_;  // null: cold units are the host's
@@ -359,47 +424,14 @@ class TwoLaneBuilder : private PlanBuilder {
   std::array<FlagId, StreamRing::kPlaces> free_;  // that the device signals when it is done with what a place has now
 };
 
-[[noreturn]] void fail(const std::string& what, const std::string& expected, const std::string& got) {
-  throw Error(error_text("planner", what, expected, got, "place the model anew"));
-}
-
-// What is placed must be what a plan with these options reads; shapes are left to lint.
-void check(const PlacedLayer& layer, size_t index, const ModelConfig& config, bool exact) {
-  const std::string where = cat("placement of layer ", index);
-  const int64_t n_hot = layer.place.n_hot;
-  if (layer.n_units < 1 || n_hot < 0 || n_hot > layer.n_units)
-    fail(where, cat("0 to ", layer.n_units, " hot units"), cat(n_hot));
-  if (layer.place.host_kv && layer.place.attention == Place::kHost)
-    fail(where, "keys and values on the host with the attention", "apart from it");
-  if (layer.place.detect == DetectPlace::kHost && n_hot > 0)
-    fail(where, "no hot units without detect rows", cat(n_hot));
-  const int64_t n_cold = layer.n_units - n_hot;
-  const auto rows = [&](const NamedTensor& tensor, int64_t n, const char* what) {
-    const int64_t got = tensor ? tensor.view.n_rows : 0;
-    if (got != n) fail(cat(where, ", ", what), cat(n, " rows"), cat(got));
-  };
-  rows(layer.device.ffn_down_t, n_hot, "ffn_down_t of the device");
-  rows(layer.host.ffn_down_t, n_cold, "ffn_down_t of the host");
-  const bool gated = config.arch->gated, on_device = layer.place.detect == DetectPlace::kDevice;
-  if (on_device && !exact && n_cold > 0)
-    fail(cat(where, ", mode dense"), "detect rows beside their units", "all on the device");
-  rows(gated ? layer.device.ffn_gate : layer.device.ffn_up, on_device ? layer.n_units : n_hot, "detect of the device");
-  rows(gated ? layer.host.ffn_gate : layer.host.ffn_up, on_device ? 0 : n_cold, "detect of the host");
-  if (!gated) return;
-  rows(layer.device.ffn_up, n_hot, "ffn_up of the device");
-  rows(layer.host.ffn_up, n_cold, "ffn_up of the host");
-}
-
 }  // namespace
 
 Plan build_plan(const ModelConfig& config, const PlacedWeights& weights, const PlanOptions& options) {
   HS_CHECK(!options.stream || options.stream->place_bytes % StreamRing::kAlignment == 0, "hybrid planner");
-  if (options.observe || options.predictor)
-    throw Error(error_text("planner", "plan of two devices", "modes exact or dense, and no observer",
-                           options.observe ? "an observer" : "a predictor", "use --device cpu"));
-  if (static_cast<int64_t>(weights.layers.size()) != config.n_layer)
-    fail("layers", cat(config.n_layer), cat(weights.layers.size()));
-  for (size_t i = 0; i < weights.layers.size(); ++i) check(weights.layers[i], i, config, options.exact);
+  const auto predicts = [](const PlacedLayer& layer) { return layer.device_predictor || layer.host_predictor; };
+  const bool sees_all = options.observe || std::any_of(weights.layers.begin(), weights.layers.end(), predicts);
+  HS_CHECK(!options.stream || !sees_all, "hybrid planner");
+  check_placed(weights, config, options.exact);
   return TwoLaneBuilder(config, weights, options).build();
 }
 

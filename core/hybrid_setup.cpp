@@ -47,14 +47,9 @@ EngineOptions on_cpu(const EngineOptions& options) {
 
 void EngineImpl::add_accelerator(const EngineOptions& given, bool is_outline) {
   EngineOptions options = given;
-  if (options.observer)
-    throw std::invalid_argument(error_text("engine", "observer", "device cpu", quoted(options.device),
-                                           "profile on the CPU"));
-  if (options.mode == "predict")
-    throw UnsupportedModelError(error_text("engine", "mode predict", "device cpu", quoted(options.device),
-                                           "use --mode exact, or --device cpu"));
   const uint64_t budget = options.vram_budget.value_or(kVirtualBytes);
-  options.units_by_slot = units_by_slot(given, *model);
+  options.opened_sidecar = open_sidecar(given, *model);
+  options.units_by_slot = units_by_slot_ = units_by_slot(options, *model);
   accelerator_ = make_accelerator(options, device_->info().detail, budget, is_outline);
   const PlanRequest request = request_for(*model, options, budget);
   if (options.placement) {
@@ -69,11 +64,15 @@ void EngineImpl::add_accelerator(const EngineOptions& given, bool is_outline) {
   }
   // Without detection a side computes all of its own units.
   for (LayerPlacement& layer : placement_.layers)
-    if (!exact_) layer.detect = layer.n_hot > 0 ? DetectPlace::kSplit : DetectPlace::kHost;
+    if (!exact_) layer = {layer.n_hot, layer.n_hot > 0 ? DetectPlace::kSplit : DetectPlace::kHost, layer.attention};
   const int32_t n_threads = std::max(device_->info().n_threads, 1);
-  auto rows = is_outline ? Relayout::outline(*model) : std::make_shared<const Relayout>(*model, n_threads, options.log);
-  placed_ = std::make_unique<const WeightPlacer>(*model, std::move(rows), placement_, *options.units_by_slot, *accelerator_,
-                                                 WeightPlacer::Options{n_threads, is_outline, options.log});
+  relayout_ = choose_weights(options, is_outline);
+  if (options.mode == "predict") predictor_ = make_predictor(options, is_outline);
+  placed_ =
+      std::make_unique<const WeightPlacer>(*model, relayout_, placement_, *units_by_slot_, *accelerator_,
+                                           WeightPlacer::Options{n_threads, is_outline, options.log, predictor_.get()});
+  for (size_t i = 0; predictor_ && !is_outline && !options.observer && i < placement_.layers.size(); ++i)
+    predictor_->drop_rows(i, placed_->weights().layers[i].device_predictor.n_units());
   make_executors(options, *request.rates, request.frequencies, is_outline);
   take_device_kv(options, is_outline);
   const uint64_t free_bytes = accelerator_->free_bytes();
@@ -88,6 +87,8 @@ void EngineImpl::make_executors(const EngineOptions& options, const MachineRates
   StreamChoice choice = choose_stream(placed_->weights(), {rates, device_->info().n_threads,
                                                            options.vram_budget.value_or(kVirtualBytes), exact_, frequencies});
   if (options.stream_from_rows >= 0 && choice.place_bytes > 0) choice.from_rows = options.stream_from_rows;
+  // The device would compute units that a predictor rules out, and an observer is on the host.
+  if (predictor_ || options.observer) choice.from_rows = 0;
   ring_.place_bytes = choice.place_bytes;
   if (options.stream_bytes > 0) ring_.place_bytes = stream_place_bytes(placed_->weights(), options.stream_bytes);
   if (choice.from_rows > 1 && choice.from_rows <= plan.max_rows && placement_.uses_device()) {

@@ -250,10 +250,10 @@ class Linter {
              "rows of bit planes as long as the input");
       for (const WeightId id : {o.low, o.step, o.error, o.bias}) vector(id, planes.n_rows);
       expect(o.low && o.step && o.error, "what the codes of bit planes mean");
-      columns(o.out, planes.n_rows);
+      at_least(o.out, planes.n_rows);
+      if (writes(o.out)) value_of(o.out).n_held = planes.n_rows, same_rows(o.in, o.out);
     }
     expect(!(o.in == o.out), "Predict does not write its input");
-    if (writes(o.out)) same_rows(o.in, o.out);
   }
   void list(BufferId id, int64_t n_units) {
     if (reads(id, BufferKind::kUnits)) holds(id, n_units);
@@ -304,7 +304,7 @@ class Linter {
     expect(!(o.in == o.out || o.in == o.h), "SparseFfn does not write its input");
     expect(!o.h || !(o.h == o.out || o.h == o.detected), "h is a buffer of its own");
     if (!reads(o.in)) return;
-    if (o.h && writes(o.h)) same_rows(o.in, o.h);
+    if (o.h && writes(o.h)) value_of(o.h).n_held = plan_.weight(o.down_t).n_rows, same_rows(o.in, o.h);
     const bool sums = valid(o.out) && plan_.buffer(o.out).kind == BufferKind::kSums;
     expect(!sums || !o.down_bias, "a bias is added to merged sums");
     expect(sums || !o.onto, "only sums are added to sums");
@@ -334,7 +334,19 @@ class Linter {
       expect(value_of(o.detected).n_held >= down_t.n_rows, cat("detect values of ", down_t.n_rows, " units"));
     }
     if (o.units && valid(o.units)) holds(o.units, down_t.n_rows);
-    if (o.h) columns(o.h, down_t.n_rows);
+    if (o.h) at_least(o.h, down_t.n_rows);
+  }
+  void check(const op::JoinUnits& o) {
+    const int64_t n = valid(o.out) ? plan_.buffer(o.out).n_cols : 0;
+    for (const auto& [values, n_units] : {std::pair{o.hot, o.n_hot}, {o.cold, n - o.n_hot}}) {
+      expect(n_units >= 0 && static_cast<bool>(values) == (n_units > 0), "values of every unit once");
+      if (values && reads(values)) holds(values, n_units);
+    }
+    if (o.unit_of_slot && has(o.unit_of_slot))
+      expect(plan_.weight(o.unit_of_slot).dtype == DType::kI32 && plan_.weight(o.unit_of_slot).n_cols == n,
+             "a unit for every slot");
+    expect(!(o.hot == o.out || o.cold == o.out), "JoinUnits does not write its input");
+    writes(o.out);
   }
   void check(const op::Observe& o) {
     expect(o.layer >= 0 && o.layer < plan_.kv.n_layer, "layer in range");

@@ -72,9 +72,13 @@ MemoryPlan account(const Weights& weights, bool exact, const EngineBytes& engine
     const LayerPlacement& at = placement.layers[i];
     const uint64_t n = static_cast<uint64_t>(weights.layers[i].ffn_up.view.n_rows);
     const uint64_t hot = static_cast<uint64_t>(at.n_hot);
-    const bool predicts = engine.assumed_predictor_per_layer > 0;
-    const uint64_t detected_there = at.detect == DetectPlace::kDevice && !predicts ? n : hot;
-    out.add("predictor", side(at.detect == DetectPlace::kDevice), engine.assumed_predictor_per_layer);
+    const uint64_t detected_there = at.detect == DetectPlace::kDevice ? n : hot;
+    if (!engine.predictors.empty() && (engine.predictor == 0 || placement.uses_device())) {
+      const PredictorBytes& predictor = engine.predictors[i];
+      const uint64_t there = at.predictor_on_device() ? n : hot;
+      out.add("predictor", kGpu, there > 0 ? predictor.shared + there * predictor.unit : 0);
+      out.add("predictor", kCpu, there < n ? predictor.shared + (n - there) * predictor.unit : 0);
+    }
     out.add("attention", side(at.attention == Place::kDevice), bytes.attention);
     out.add("kv", side(at.kv() == Place::kDevice), engine.kv_per_layer);
     out.add("detect", kGpu, detected_there * bytes.detect_row);
@@ -88,11 +92,13 @@ MemoryPlan account(const Weights& weights, bool exact, const EngineBytes& engine
   out.add("head", side(head_on_device), head_bytes(weights) - held);
   out.add("compute", kCpu, engine.compute);
   out.add("logits", kCpu, engine.logits);
-  out.add("predictor", kCpu, engine.predictor);
   if (placement.uses_device()) {
     out.add("compute", kGpu, engine.device_compute);
     out.add("handoff", kCpu, engine.handoff);
-  } else if (engine.relayout > 0) {
+  } else {
+    out.add("predictor", kCpu, engine.predictor);
+  }
+  if (!placement.uses_device() && engine.relayout > 0) {
     // The same bytes under the name of what they are: memory of its own, not pages of the file.
     for (MemoryComponent& each : out.components)
       if (each.name == "units") each.bytes -= std::min(each.bytes, in_file);

@@ -48,15 +48,20 @@ uint64_t head_bytes(const Weights& weights);
 // wholly.
 uint64_t embedding_bytes(const Weights& weights, uint64_t n_tokens);
 
+// A layer's predictor: what a side that has rows of it needs once, and a row.
+struct PredictorBytes {
+  uint64_t shared = 0, unit = 0;
+};
+
 // What an engine takes beside its weights.
 struct EngineBytes {
   uint64_t embeddings = 0;      // in memory, of the mapped table
   uint64_t kv_per_layer = 0;    // of all positions of all sequences
   uint64_t compute = 0;         // activations and scratch of the host's program
   uint64_t logits = 0;          // kept by the sequences
-  uint64_t predictor = 0;       // made at load in mode predict
+  uint64_t predictor = 0;       // made at load in mode predict, with everything on the host
   uint64_t relayout = 0;        // of the neuron-major down projection, where it is made at load
-  uint64_t assumed_predictor_per_layer = 0;  // in place of a layer's detect matrix, on the side that has that; 0 = none
+  std::vector<PredictorBytes> predictors;  // (n_layer) where sides have their rows; empty = none
   uint64_t device_compute = 0;  // activations and scratch of the device's program, and what aligns its weights
   uint64_t handoff = 0;         // pinned host memory through which device and host exchange a layer's work
 };

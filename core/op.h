@@ -99,7 +99,7 @@ struct Activate {
 // out (n_ff) = the margin of each unit: its detect value estimated from the bit planes of the detect matrix
 // (core/bit_planes.h), plus its share of slack for the estimate's error, which is z deviations where inputs are like
 // noise: bias + sum over columns of (low + step * code) * in + z * error * norm2(in). A unit whose margin is not <= 0
-// may be active. `in` is read as its 8-bit blocks.
+// may be active. `in` is read as its 8-bit blocks. `out` may have more columns.
 struct Predict {
   int32_t n_bits;           // 1 to kMaxPlaneBits
   float z;                  // may be infinite: every unit, or none
@@ -111,10 +111,10 @@ struct Predict {
 };
 
 // out (n_ff) = the products whose sign decides which units are active: weight times in + bias for every unit. The
-// weight is ffn_gate where there is one, else ffn_up. With a list only its units are computed and the others are +0, as
-// if they did not fire.
+// weight is ffn_gate where there is one, else ffn_up; or the last factor of a predictor, for margins. With a list only
+// its units are computed and the others are +0, as if they did not fire. `out` may have more columns.
 struct Detect {
-  WeightId weight;  // (n_embd, n_ff)
+  WeightId weight;  // (n_in, n_ff)
   WeightId bias;    // optional
   BufferId in, out;
   BufferId units{};  // the candidates, optional
@@ -147,7 +147,7 @@ struct SparseFfn {
   BufferId detected;  // the detect values of all units, and perhaps of more, from Detect; optional
   BufferId units;     // the list of those to compute; optional, asks for `detected` unless it is of kind kActive
   BufferId in, out;
-  BufferId h{};  // (n_ff) what weighs each unit's down row; optional, only without `units`
+  BufferId h{};  // (n_ff, perhaps more columns) what weighs each unit's down row; optional, only without `units`
   BufferId onto{};  // kSums, that the units' sums are added to; optional, only where `out` is kSums, which may equal it
 };
 
@@ -156,6 +156,16 @@ struct MergeSums {
   BufferId a;
   BufferId b;     // optional
   WeightId bias;  // optional
+  BufferId out;
+};
+
+// out (n_ff) = values of all units of a layer, each in the column of its unit, from those that two devices have in
+// order of slots: hot (n_hot, and perhaps more columns), cold (the others). Slot s holds unit unit_of_slot[s].
+struct JoinUnits {
+  int64_t n_hot;
+  BufferId hot;           // absent when n_hot is 0
+  BufferId cold;          // absent when all units are hot
+  WeightId unit_of_slot;  // (n_ff) I32, a permutation; optional: slots are units
   BufferId out;
 };
 
@@ -207,9 +217,10 @@ constexpr int32_t kSumBits = 36;
 constexpr int64_t kNoSum = INT64_MIN;
 
 // A closed set: a device that lacks an op does not compile.
-using Op = std::variant<op::Embed, op::EmbedPosition, op::Norm, op::MatMul, op::RopeAngles, op::Rope, op::StoreKv,
-                        op::Attention, op::Activate, op::Predict, op::Detect, op::SelectUnits, op::SparseFfn,
-                        op::MergeSums, op::Observe, op::Add, op::SelectRows, op::Copy, op::Fetch, op::Signal,
-                        op::Wait>;
+using Op =
+    std::variant<op::Embed, op::EmbedPosition, op::Norm, op::MatMul, op::RopeAngles, op::Rope, op::StoreKv,
+                 op::Attention, op::Activate, op::Predict, op::Detect, op::SelectUnits, op::SparseFfn, op::MergeSums,
+                 op::JoinUnits, op::Observe, op::Add, op::SelectRows, op::Copy, op::Fetch,
+                 op::Signal, op::Wait>;
 
 }  // namespace hotset

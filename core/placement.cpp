@@ -43,7 +43,7 @@ void check(const PlacementLayer& layer, size_t index, bool uses_device) {
   for (const uint64_t bytes : {layer.predictor_bytes, layer.attention_bytes, layer.kv_bytes, layer.kv_read_bytes})
     if (bytes > most) fail(where + " bytes", cat("at most ", most), cat(bytes));
   if (layer.frequency.size() > (size_t{1} << 24)) fail(where + " units", "at most 2^24", cat(layer.frequency.size()));
-  for (const uint64_t bytes : {layer.detect_bytes, layer.unit_bytes})
+  for (const uint64_t bytes : {layer.detect_bytes, layer.unit_bytes, layer.predictor_unit_bytes})
     if (bytes > (uint64_t{1} << 24)) fail(where + " bytes of a unit", "at most 2^24", cat(bytes));
   check(layer.host, where + " host");
   if (uses_device) check(layer.device, where + " device");
@@ -69,50 +69,68 @@ class FfnModel {
     std::partial_sum(layer.frequency.begin(), layer.frequency.end(), expected_.begin() + 1);
   }
 
-  bool can_be(DetectPlace detect, int64_t n_hot) const {
+  bool can_be(const LayerPlacement& at) const {
     const int64_t n = layer_.n_units();
-    switch (detect) {
-      case DetectPlace::kHost: return n_hot == 0;
-      case DetectPlace::kSplit: return layer_.predictor_bytes == 0 && n_hot > 0 && n_hot < n;
-      case DetectPlace::kDevice: return layer_.detect_bytes + layer_.predictor_bytes > 0 || n_hot == n;
+    const bool apart = at.device_predicts;
+    switch (at.detect) {
+      case DetectPlace::kHost: return at.n_hot == 0 && !apart;
+      case DetectPlace::kSplit:
+        return at.n_hot < n && (apart ? layer_.predicts() : at.n_hot > 0 && !layer_.only_device_predicts);
+      case DetectPlace::kDevice:
+        return !apart && (at.n_hot == n || (layer_.detect_bytes > 0 && !layer_.only_device_predicts));
     }
     return false;
   }
 
-  uint64_t bytes(DetectPlace detect, int64_t n_hot) const {
-    if (detect == DetectPlace::kHost) return 0;
-    const uint64_t n = static_cast<uint64_t>(layer_.n_units()), hot = static_cast<uint64_t>(n_hot);
-    const bool detects_all = detect == DetectPlace::kDevice && layer_.predictor_bytes == 0;
-    return (detect == DetectPlace::kDevice ? layer_.predictor_bytes : 0) + hot * layer_.unit_bytes +
-           (detects_all ? n : hot) * layer_.detect_bytes;
+  uint64_t bytes(const LayerPlacement& at) const {
+    if (at.detect == DetectPlace::kHost) return 0;
+    const int64_t n = layer_.n_units();
+    return predictor_bytes(at.predictor_on_device() ? n : at.n_hot) +
+           static_cast<uint64_t>(at.n_hot) * layer_.unit_bytes +
+           static_cast<uint64_t>(at.detect == DetectPlace::kDevice ? n : at.n_hot) * layer_.detect_bytes;
   }
 
   // `gives_work`: the input is on the device, so that giving work to the host costs a hand-off.
-  double seconds(DetectPlace detect, int64_t n_hot, bool gives_work) const {
-    const int64_t n = layer_.n_units();
-    const double handoff = gives_work ? handoff_ : 0;
-    const bool predicts = layer_.predictor_bytes > 0;
-    const double predictor = static_cast<double>(layer_.predictor_bytes);
-    if (detect == DetectPlace::kHost)
-      return predictor / giga(layer_.host.dense_gbps) + side(layer_.host, 0, n, true) + handoff;
-    const bool cold_detects = predicts || detect == DetectPlace::kSplit;
-    double always = predictor / giga(layer_.device.dense_gbps);
-    if (n_hot == n) return always + side(layer_.device, 0, n, true);
-    if (!cold_detects)
-      always += static_cast<double>(layer_.detect_bytes) * static_cast<double>(n) / giga(layer_.device.dense_gbps);
-    return always +
-           std::max(side(layer_.device, 0, n_hot, cold_detects), side(layer_.host, n_hot, n, cold_detects) + handoff_);
+  double seconds(const LayerPlacement& at, bool gives_work) const {
+    const int64_t n = layer_.n_units(), hot = at.n_hot;
+    if (at.detect == DetectPlace::kHost)
+      return predict(layer_.host, n) + side(layer_.host, 0, n, true) + (gives_work ? handoff_ : 0);
+    if (hot == n) return predict(layer_.device, n) + side(layer_.device, 0, n, true);
+    const bool apart = at.detect == DetectPlace::kSplit;  // each side looks at the detect rows of its own units
+    double always = 0, device = side(layer_.device, 0, hot, apart), host = side(layer_.host, hot, n, apart) + handoff_;
+    if (at.predictor_on_device())
+      always += predict(layer_.device, n);
+    else
+      device += predict(layer_.device, hot), host += predict(layer_.host, n - hot);
+    if (!apart) always += detect(layer_.device, 0, n);
+    return always + std::max(device, host);
   }
 
  private:
+  // Of the predictor, with the rows of n units.
+  uint64_t predictor_bytes(int64_t n) const {
+    return n > 0 ? layer_.predictor_bytes + static_cast<uint64_t>(n) * layer_.predictor_unit_bytes : 0;
+  }
+  double predict(const ReadRate& rate, int64_t n) const {
+    return static_cast<double>(predictor_bytes(n)) / giga(rate.dense_gbps);
+  }
+
+  double active(int64_t begin, int64_t end) const {
+    return std::max(0.0, expected_[static_cast<size_t>(end)] - expected_[static_cast<size_t>(begin)]);
+  }
+
+  // Detect rows of units [begin, end): all, in order, or those of candidates.
+  double detect(const ReadRate& rate, int64_t begin, int64_t end) const {
+    const double n = static_cast<double>(end - begin);
+    const double candidates = layer_.predicts() ? std::min(n, active(begin, end) * layer_.over_selection) : n;
+    return rate.seconds(candidates, n, static_cast<double>(layer_.detect_bytes));
+  }
+
   // One side's work on units [begin, end): their rows, of which the active ones are needed, and their detect rows.
   double side(const ReadRate& rate, int64_t begin, int64_t end, bool detects) const {
     const double n = static_cast<double>(end - begin);
-    const double active = std::max(0.0, expected_[static_cast<size_t>(end)] - expected_[static_cast<size_t>(begin)]);
-    double out = rate.seconds(active, n, static_cast<double>(layer_.unit_bytes));
-    const double candidates = layer_.predictor_bytes > 0 ? std::min(n, active * layer_.over_selection) : n;
-    if (detects) out += rate.seconds(candidates, n, static_cast<double>(layer_.detect_bytes));
-    return out;
+    const double out = rate.seconds(active(begin, end), n, static_cast<double>(layer_.unit_bytes));
+    return detects ? out + detect(rate, begin, end) : out;
   }
 
   const PlacementLayer& layer_;
@@ -142,11 +160,11 @@ double head_seconds(const PlacementProblem& problem, Place place, double handoff
 
 double layer_seconds(const FfnModel& ffn, const PlacementLayer& layer, const LayerPlacement& at, double handoff) {
   const bool all_on_host = at.attention == Place::kHost && at.detect == DetectPlace::kHost;
-  return attention_seconds(layer, at, handoff) + ffn.seconds(at.detect, at.n_hot, !all_on_host);
+  return attention_seconds(layer, at, handoff) + ffn.seconds(at, !all_on_host);
 }
 
 uint64_t layer_bytes(const FfnModel& ffn, const PlacementLayer& layer, const LayerPlacement& at) {
-  return attention_bytes(layer, at) + ffn.bytes(at.detect, at.n_hot);
+  return attention_bytes(layer, at) + ffn.bytes(at);
 }
 
 // What one class of the knapsack may be, with what that means.
@@ -168,12 +186,14 @@ Options layer_options(const PlacementProblem& problem, const PlacementLayer& lay
   };
   for (const auto& [attention, host_kv] : {std::pair{Place::kHost, false}, {Place::kDevice, false}, {Place::kDevice, true}}) {
     if (host_kv && layer.kv_bytes == 0) continue;
-    add({0, DetectPlace::kHost, attention, host_kv});
-    for (const DetectPlace detect : {DetectPlace::kSplit, DetectPlace::kDevice})
-      for (int64_t n_hot = 0;; n_hot = std::min(n, n_hot + problem.unit_step)) {
-        if (ffn.can_be(detect, n_hot)) add({n_hot, detect, attention, host_kv});
-        if (n_hot == n) break;
-      }
+    add({0, DetectPlace::kHost, attention, false, host_kv});
+    for (int64_t n_hot = 0;; n_hot = std::min(n, n_hot + problem.unit_step)) {
+      for (const LayerPlacement& at : {LayerPlacement{n_hot, DetectPlace::kSplit, attention, false, host_kv},
+                                       LayerPlacement{n_hot, DetectPlace::kSplit, attention, true, host_kv},
+                                       LayerPlacement{n_hot, DetectPlace::kDevice, attention, false, host_kv}})
+        if (ffn.can_be(at)) add(at);
+      if (n_hot == n) break;
+    }
   }
   Options out;
   for (const size_t i : pareto(all.alternatives)) {
@@ -199,7 +219,7 @@ void check_layers(const PlacementProblem& problem, const Placement& placement) {
     if (at.host_kv && at.attention == Place::kHost)
       fail(cat("keys and values of layer ", i), "on the host with the attention", "apart from it");
     if (at.n_hot < 0 || at.n_hot > n) fail(cat("hot units of layer ", i), cat("0 to ", n), cat(at.n_hot));
-    if (!FfnModel(problem.layers[i], 0).can_be(at.detect, at.n_hot))
+    if (!FfnModel(problem.layers[i], 0).can_be(at))
       fail(cat("detect of layer ", i), cat("one that goes with ", at.n_hot, " hot units of ", n),
            place_name(at.detect));
   }
@@ -296,9 +316,11 @@ Placement shorten(const PlacementProblem& problem, Placement placement) {
   // Changes one layer and keeps the sum.
   const auto change = [&](size_t i, LayerPlacement to) {
     used -= layer_bytes(ffn[i], problem.layers[i], placement.layers[i]);
-    if (to.n_hot == 0 && to.detect == DetectPlace::kSplit) to.detect = DetectPlace::kHost;
-    if (to.n_hot < problem.layers[i].n_units() && !ffn[i].can_be(to.detect, to.n_hot))
+    if (to.n_hot == 0 && to.detect == DetectPlace::kSplit) to = {0, DetectPlace::kHost, to.attention};
+    if (to.n_hot < problem.layers[i].n_units() && !ffn[i].can_be(to)) {
       to.detect = to.n_hot == 0 ? DetectPlace::kHost : DetectPlace::kSplit;
+      to.device_predicts = to.n_hot > 0 && problem.layers[i].only_device_predicts;
+    }
     placement.layers[i] = to;
     used += layer_bytes(ffn[i], problem.layers[i], to);
   };
@@ -312,7 +334,7 @@ Placement shorten(const PlacementProblem& problem, Placement placement) {
   const auto push = [&](size_t i) {
     if (placement.layers[i].n_hot == 0) return;
     const PlacementLayer& layer = problem.layers[i];
-    const double bytes = static_cast<double>(layer.unit_bytes + layer.detect_bytes);
+    const double bytes = static_cast<double>(layer.unit_bytes + layer.detect_bytes + layer.predictor_unit_bytes);
     steps.push({layer.frequency[static_cast<size_t>(next_hot(i))] / std::max(bytes, 1.0), i});
   };
   for (size_t i = 0; i < placement.layers.size(); ++i) push(i);
@@ -325,7 +347,7 @@ Placement shorten(const PlacementProblem& problem, Placement placement) {
     push(i);
   }
   for (size_t i = placement.layers.size(); i-- > 0 && used > problem.budget;)
-    change(i, {0, DetectPlace::kHost, placement.layers[i].attention, placement.layers[i].host_kv});
+    change(i, {0, DetectPlace::kHost, placement.layers[i].attention, false, placement.layers[i].host_kv});
   for (size_t i = placement.layers.size(); i-- > 0 && used > problem.budget;)
     if (LayerPlacement to = placement.layers[i]; to.attention == Place::kDevice) to.host_kv = true, change(i, to);
   if (used > problem.budget && placement.head == Place::kDevice)

@@ -11,8 +11,8 @@ namespace hotset {
 
 enum class Place { kHost, kDevice };
 
-// Where the detect matrix of a layer (or its predictor, where there is one) works: on the host, for all units; on both
-// sides, each for its own units; on the device, for all units.
+// Where the detect matrix of a layer works: on the host, for all units; on both sides, each for its own units; on the
+// device, for all units.
 enum class DetectPlace { kHost, kSplit, kDevice };
 
 const char* place_name(Place place);         // "host", "device"
@@ -35,12 +35,16 @@ struct ReadRate {
 };
 
 // What a layer consists of. A unit of a dense layer is active for every token (frequency 1) and has no detect row of
-// its own: all its bytes are unit_bytes. With a predictor, detect rows are read for candidates only.
+// its own: all its bytes are unit_bytes. With a predictor, detect rows are read for candidates only, and a side that
+// has rows of it reads those, and what all units share, for every token.
 struct PlacementLayer {
   std::vector<double> frequency;  // (n_units) share of tokens for which the unit is active, descending
   uint64_t detect_bytes = 0;      // of one unit: its row of the detect matrix; 0 = nothing to detect
   uint64_t unit_bytes = 0;        // of one unit: its other rows, read when it is active
-  uint64_t predictor_bytes = 0;   // read for every token; 0 = none
+  uint64_t predictor_bytes = 0;   // of a predictor: what all units share
+  uint64_t predictor_unit_bytes = 0;  // of a predictor: of one unit
+  // On the device it predicts for all units, and each side verifies its own (LayerPlacement::device_predicts).
+  bool only_device_predicts = false;
   double over_selection = 1;      // candidates of the predictor per active unit, at least 1
   uint64_t attention_bytes = 0;   // weights of attention and norms
   uint64_t kv_bytes = 0;          // memory of keys and values
@@ -48,6 +52,7 @@ struct PlacementLayer {
   ReadRate device, host;
 
   int64_t n_units() const { return static_cast<int64_t>(frequency.size()); }
+  bool predicts() const { return predictor_bytes + predictor_unit_bytes > 0; }
 };
 
 struct PlacementProblem {
@@ -65,11 +70,19 @@ struct LayerPlacement {
   int64_t n_hot = 0;  // units 0 to n_hot - 1, in slot order, have their rows on the device
   DetectPlace detect = DetectPlace::kHost;
   Place attention = Place::kHost;
+  // With kSplit: the predictor is whole on the device, which hands the host its candidates. Else a predictor's rows lie
+  // beside the detect rows.
+  bool device_predicts = false;
   // With attention on the device: its keys and values are in host memory all the same, and the host attends to them. A
   // context grows without taking hot units' place, and the host reads its memory faster than the bus would bring it.
   bool host_kv = false;
 
   Place kv() const { return host_kv ? Place::kHost : attention; }
+
+  // Whether the device has the whole predictor of a layer that has one.
+  bool predictor_on_device() const {
+    return detect == DetectPlace::kDevice || (detect == DetectPlace::kSplit && device_predicts);
+  }
 };
 
 struct Placement {
@@ -85,11 +98,12 @@ struct Placement {
 };
 
 // The placement of least predict_seconds() within the budget, and a proven bound. Alternatives of a layer: attention on
-// either side, or on the device with keys and values on the host; and all units hot (no hand-off), or detect on the device with any number of hot units, or detect split,
-// or everything on the host; the head on either side; and everything on the host without any hand-off. Where nothing is
-// faster than everything on the host, or the budget is below fixed_bytes, that is the answer.
-// Throws std::invalid_argument for frequencies that are not finite, not within 0 to 1 or not descending, and for rates,
-// steps and sizes that are not positive where they are used.
+// either side, or on the device with keys and values on the host; and all units hot (no hand-off), or detect on the
+// device with any number of hot units, or detect split with the predictor split too or on the device, or everything on
+// the host; the head on either side; and everything on
+// the host without any hand-off. Where nothing is faster than everything on the host, or the budget is below
+// fixed_bytes, that is the answer. Throws std::invalid_argument for frequencies that are not finite, not within 0 to 1
+// or not descending, and for rates, steps and sizes that are not positive where they are used.
 Placement place(const PlacementProblem& problem);
 
 // Throws std::invalid_argument unless the placement has a possible entry for every layer of the problem, and the

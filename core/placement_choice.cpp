@@ -28,8 +28,8 @@ MachineRates assumed_rates(uint64_t budget) {
 
 // Frequencies of the units in slot order where a sidecar has them.
 std::vector<std::vector<double>> known_frequencies(const EngineOptions& options, const Model& model) {
-  const std::string path = Sidecar::find(options.sidecar, model.path());
-  return path.empty() ? std::vector<std::vector<double>>{} : sidecar_frequencies(path, model);
+  const auto sidecar = open_sidecar(options, model);
+  return sidecar ? sidecar_frequencies(*sidecar, model) : std::vector<std::vector<double>>{};
 }
 
 Placement of_sidecar(const SidecarPlacement& stored) {
@@ -41,7 +41,7 @@ Placement of_sidecar(const SidecarPlacement& stored) {
                           : detect == "split" ? DetectPlace::kSplit
                                               : DetectPlace::kHost,
                           attention == "device" ? Place::kDevice : Place::kHost,
-                          attention == "device" && !stored.kv.empty() && stored.kv[i] == "host"});
+                          false, attention == "device" && !stored.kv.empty() && stored.kv[i] == "host"});
   }
   out.head = stored.head == "device" ? Place::kDevice : Place::kHost;
   return out;
@@ -61,8 +61,7 @@ class PlacementChoice {
       : model_(std::move(model)), options_(options), budget_(problem.budget), problem_(std::move(problem)) {
     for (PlacementLayer& layer : problem_.layers)
       if (options.kv_place == "host") layer.kv_bytes = budget_ + 1;
-    const std::string path = Sidecar::find(options.sidecar, model_->path());
-    if (!path.empty()) stored_ = Sidecar::load(path, model_->config(), model_->fingerprint())->placement();
+    if (const auto sidecar = open_sidecar(options, *model_)) stored_ = sidecar->placement();
   }
 
   ChosenPlacement choose() {
@@ -98,11 +97,23 @@ class PlacementChoice {
     if (stored_ && stored_->vram_budget >= budget_ && options_.kv_place == "auto") {
       Placement out = of_sidecar(*stored_);
       check_placement(problem_, out);
+      place_predictors(out);
       out = shorten(problem_, std::move(out));
       out.seconds = predict_seconds(problem_, out);
       return out;
     }
     return place(problem_);
+  }
+
+  // A sidecar's placement is made for exact mode; a layer's predictor goes where it costs less time.
+  void place_predictors(Placement& placement) const {
+    for (size_t i = 0; i < placement.layers.size(); ++i) {
+      LayerPlacement& at = placement.layers[i];
+      if (at.detect != DetectPlace::kSplit || !problem_.layers[i].predicts()) continue;
+      const double beside = predict_seconds(problem_, placement);
+      at.device_predicts = true;
+      if (predict_seconds(problem_, placement) >= beside) at.device_predicts = false;
+    }
   }
 
   // Layers from `first` on are wholly on the device, what is left of the memory is for the others.
@@ -165,9 +176,8 @@ std::shared_ptr<const EngineImpl> outline_with(std::shared_ptr<const Model> mode
 std::shared_ptr<const std::vector<std::vector<int32_t>>> units_by_slot(const EngineOptions& options, const Model& model) {
   if (options.units_by_slot) return options.units_by_slot;
   auto out = std::make_shared<std::vector<std::vector<int32_t>>>();
-  const std::string path = Sidecar::find(options.sidecar, model.path());
-  if (path.empty()) return out;
-  const auto sidecar = Sidecar::load(path, model.config(), model.fingerprint());
+  const auto sidecar = open_sidecar(options, model);
+  if (!sidecar) return out;
   for (int64_t layer = 0; layer < model.config().n_layer; ++layer) {
     out->push_back(sidecar->units_by_slot(layer));
     if (out->back().empty()) {

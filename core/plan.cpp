@@ -62,6 +62,11 @@ class Printer {
             [&](const op::MergeSums& o) {
               return cat(b(o.out), " = MergeSums(", b(o.a), o.b ? ", " + b(o.b) : "", plus(o.bias), ")");
             },
+            [&](const op::JoinUnits& o) {
+              return cat(b(o.out), " = JoinUnits(", o.unit_of_slot ? w(o.unit_of_slot) + "; " : "",
+                         o.hot ? cat(b(o.hot), "[:", o.n_hot, "]") : "", o.hot && o.cold ? ", " : "",
+                         o.cold ? b(o.cold) : "", ")");
+            },
             [&](const op::Observe& o) {
               return cat("observed[", o.layer, "] = Observe(", b(o.in), ", ", b(o.detected), ", ", b(o.h),
                          o.margins ? ", " + b(o.margins) : "", ")");

@@ -108,4 +108,16 @@ void PlanBuilder::add_attention(const LayerWeights& w, const Activations& a) {
   add(op::Add{a.x, a.y, a.x});
 }
 
+void PlanBuilder::predict(const Predictor::Layer& p, WeightId bias, const Prediction& at) {
+  if (p.planes) {
+    const WeightId planes = weight(p.planes), low = weight(p.low), step = weight(p.step), error = weight(p.error);
+    add(op::Predict{p.n_bits, p.z, planes, low, step, error, bias, at.in, at.margins});
+    return;
+  }
+  mat_mul(p.fc1, {}, at.in, at.hidden);
+  if (p.has_relu) add(op::Activate{Activation::kRelu, {}, at.hidden, at.hidden});
+  const WeightId fc2 = weight(p.fc2);
+  add(op::Detect{fc2, weight(p.bias), at.hidden, at.margins});
+}
+
 }  // namespace hotset

@@ -47,6 +47,13 @@ class PlanBuilder {
   void attend(int64_t layer, const Activations& a);
   void add_attention(const LayerWeights& w, const Activations& a);
 
+  // Where a predictor finds a layer's input and puts the margins; `hidden` (fc1's rows) with factors only.
+  struct Prediction {
+    BufferId in, hidden, margins;
+  };
+  // Appends what gives the margins of the predictor's units. `bias`: with planes that of their detect rows, optional.
+  void predict(const Predictor::Layer& p, WeightId bias, const Prediction& at);
+
   const ModelConfig& config_;
   const bool exact_;
   Plan plan_;

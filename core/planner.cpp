@@ -75,16 +75,8 @@ class OneLaneBuilder : private PlanBuilder {
   BufferId predict(int64_t layer, WeightId bias) {
     if (!predictor_) return {};
     const Predictor::Layer& p = predictor_->layers()[static_cast<size_t>(layer)];
-    if (p.planes) {
-      add(op::Predict{p.n_bits, p.z, weight(p.planes), weight(p.low), weight(p.step), weight(p.error), bias, at_.x_norm,
-                      margins_});
-      return margins_;
-    }
-    if (!p.fc1) return {};
-    const BufferId hidden = hidden_buffer(p.fc1.view.n_rows);
-    mat_mul(p.fc1, {}, at_.x_norm, hidden);
-    if (p.has_relu) add(op::Activate{Activation::kRelu, {}, hidden, hidden});
-    mat_mul(p.fc2, p.bias, hidden, margins_);
+    if (!p) return {};
+    PlanBuilder::predict(p, bias, {at_.x_norm, p.fc1 ? hidden_buffer(p.fc1.view.n_rows) : BufferId{}, margins_});
     return margins_;
   }
 

@@ -64,10 +64,22 @@ PredictorSpec predictor_of(std::shared_ptr<const Sidecar> sidecar) {
   return out;
 }
 
-Predictor::Predictor(const Weights& weights, const PredictorSpec& spec, int32_t n_threads, const LogSink& log)
-    : layers_(weights.layers.size()), sidecar_(spec.sidecar), description_(predictor_kind_name(spec.kind)) {
+uint64_t Predictor::Layer::shared_bytes() const { return fc1 ? fc1.view.size_bytes() : 0; }
+
+uint64_t Predictor::Layer::unit_bytes() const {
+  if (planes) return planes.view.row_stride + 3 * sizeof(float);
+  return fc2 ? fc2.view.row_stride + sizeof(float) : 0;
+}
+
+Predictor::Predictor(const Weights& weights, const PredictorSpec& spec, const Options& options)
+    : is_outline_(options.is_outline),
+      order_(options.order),
+      layers_(weights.layers.size()),
+      sidecar_(spec.sidecar),
+      arenas_(weights.layers.size()),
+      description_(predictor_kind_name(spec.kind)) {
   const auto start = std::chrono::steady_clock::now();
-  ThreadPool pool(n_threads);
+  ThreadPool pool(is_outline_ ? 1 : options.n_threads);
   const bool has_planes = spec.kind == PredictorKind::kBitPlanes;
   if (has_planes) description_ += cat(":", spec.n_bits);
   for (size_t i = 0; i < layers_.size(); ++i) {
@@ -76,66 +88,95 @@ Predictor::Predictor(const Weights& weights, const PredictorSpec& spec, int32_t 
     if (has_planes) {
       layer.n_bits = spec.n_bits;
       const LayerWeights& w = weights.layers[i];
-      make_planes(w.ffn_gate ? w.ffn_gate : w.ffn_up, layer, pool);
+      make_planes(w.ffn_gate ? w.ffn_gate : w.ffn_up, i, pool);
     } else if (sidecar_->predictor()->layers[i].fc1) {
       layer.has_relu = spec.kind == PredictorKind::kMlp;
-      order_factors(sidecar_->predictor()->layers[i], sidecar_->units_by_slot(static_cast<int64_t>(i)), layer);
+      order_factors(sidecar_->predictor()->layers[i], i);
     }
     for (const NamedTensor* each :
          {&layer.planes, &layer.low, &layer.step, &layer.error, &layer.fc1, &layer.fc2, &layer.bias})
       token_bytes_ += each->view.size_bytes();
   }
+  if (is_outline_) return;
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
   char text[80];
   std::snprintf(text, sizeof text, "%.1f MiB made in %.2f s", static_cast<double>(n_bytes_) / (1 << 20),
                 elapsed.count());
-  log_to(log, LogLevel::kInfo, cat("[engine] predictor ", description_, ": ", text));
+  log_to(options.log, LogLevel::kInfo, cat("[engine] predictor ", description_, ": ", text));
 }
 
-std::byte* Predictor::take(size_t n_bytes) {
-  arenas_.emplace_back(n_bytes, Pages::kHuge);
-  n_bytes_ += arenas_.back().size();
-  return arenas_.back().data();
+const int32_t* Predictor::units_of(size_t layer) const {
+  return order_ && !order_->empty() ? (*order_)[layer].data() : nullptr;
 }
 
-void Predictor::make_planes(const NamedTensor& detect, Layer& layer, ThreadPool& pool) {
+std::vector<float> Predictor::errors_by_unit(size_t layer) const {
+  const NamedTensor& error = layers_[layer].error;
+  if (!error) return {};
+  const float* const values = reinterpret_cast<const float*>(error.view.data);
+  const int32_t* const units = units_of(layer);
+  std::vector<float> out(static_cast<size_t>(error.view.n_cols));
+  for (size_t slot = 0; slot < out.size(); ++slot) out[units ? static_cast<size_t>(units[slot]) : slot] = values[slot];
+  return out;
+}
+
+void Predictor::drop_rows(size_t layer, int64_t n_rows) {
+  const NamedTensor& rows = layers_[layer].planes ? layers_[layer].planes : layers_[layer].fc2;
+  if (rows) arenas_[layer].drop(rows.view.data, static_cast<size_t>(n_rows) * rows.view.row_stride);
+}
+
+// Memory that is never touched takes none, so an outline has it too.
+std::byte* Predictor::take(size_t layer, size_t n_bytes) {
+  arenas_[layer] = Arena(n_bytes, Pages::kHuge);
+  n_bytes_ += arenas_[layer].size();
+  return arenas_[layer].data();
+}
+
+void Predictor::make_planes(const NamedTensor& detect, size_t index, ThreadPool& pool) {
+  Layer& layer = layers_[index];
   const TensorView& matrix = detect.view;
-  const int64_t n = matrix.n_cols, n_rows = matrix.n_rows;
-  const size_t stride = static_cast<size_t>(plane_row_bytes(layer.n_bits, n)), n_units = static_cast<size_t>(n_rows);
-  std::byte* const rows = take(n_units * (stride + 3 * sizeof(float)));
+  const int64_t n = matrix.n_cols, n_rows = is_outline_ ? 0 : matrix.n_rows;
+  const size_t stride = static_cast<size_t>(plane_row_bytes(layer.n_bits, n));
+  const size_t n_units = static_cast<size_t>(matrix.n_rows);
+  std::byte* const rows = take(index, n_units * (stride + 3 * sizeof(float)));
   float* const low = reinterpret_cast<float*>(rows + n_units * stride);
-  float* const step = low + n_rows;
-  float* const error = step + n_rows;
+  float* const step = low + n_units;
+  float* const error = step + n_units;
+  const int32_t* const units = units_of(index);
   const double norm = 1 / std::sqrt(static_cast<double>(n));
   std::atomic<int64_t> next{0};
   pool.run([&](int32_t) {
     std::vector<float> values(static_cast<size_t>(n));
     for (int64_t first = kRowsAtOnce * next++; first < n_rows; first = kRowsAtOnce * next++)
       for (int64_t row = first; row < std::min(first + kRowsAtOnce, n_rows); ++row) {
-        dequantize_row(matrix.dtype, matrix.row(row), n, values.data());
+        dequantize_row(matrix.dtype, matrix.row(units ? units[row] : row), n, values.data());
         const PlaneFit fit = encode_planes(values.data(), n, layer.n_bits, rows + static_cast<size_t>(row) * stride);
         low[row] = fit.low, step[row] = fit.step;
         error[row] = static_cast<float>(static_cast<double>(fit.error) * norm);
       }
   });
   layer.planes = {cat(detect.name, ".planes"),
-                  TensorView{rows, DType::kI8, static_cast<int64_t>(stride), n_rows, stride}};
-  layer.low = vector_of(detect.name + ".low", low, n_rows);
-  layer.step = vector_of(detect.name + ".step", step, n_rows);
-  layer.error = vector_of(detect.name + ".error", error, n_rows);
+                  TensorView{rows, DType::kI8, static_cast<int64_t>(stride), matrix.n_rows, stride}};
+  layer.low = vector_of(detect.name + ".low", low, matrix.n_rows);
+  layer.step = vector_of(detect.name + ".step", step, matrix.n_rows);
+  layer.error = vector_of(detect.name + ".error", error, matrix.n_rows);
 }
 
-void Predictor::order_factors(const SidecarPredictor::Layer& stored, const std::vector<int32_t>& units, Layer& layer) {
+void Predictor::order_factors(const SidecarPredictor::Layer& stored, size_t index) {
+  Layer& layer = layers_[index];
   const TensorView& from = stored.fc2.view;
-  const size_t n_units = units.size();
-  std::byte* const rows = take(from.size_bytes() + (n_units + 1) * sizeof(float));
+  const std::vector<int32_t>& stored_units = sidecar_->units_by_slot(static_cast<int64_t>(index));
+  const size_t n_units = stored_units.size();
+  std::byte* const rows = take(index, from.size_bytes() + (n_units + 1) * sizeof(float));
   float* const bias = reinterpret_cast<float*>(rows + (from.size_bytes() + 3) / 4 * 4);
-  for (size_t slot = 0; slot < n_units; ++slot) {
-    const size_t unit = static_cast<size_t>(units[slot]);
-    std::memcpy(rows + unit * from.row_stride, from.row(static_cast<int64_t>(slot)), from.row_stride);
+  std::vector<size_t> row_of_unit(n_units);
+  const int32_t* const units = units_of(index);
+  for (size_t row = 0; row < n_units; ++row) row_of_unit[units ? static_cast<size_t>(units[row]) : row] = row;
+  for (size_t slot = 0; slot < n_units && !is_outline_; ++slot) {
+    const size_t row = row_of_unit[static_cast<size_t>(stored_units[slot])];
+    std::memcpy(rows + row * from.row_stride, from.row(static_cast<int64_t>(slot)), from.row_stride);
     float value = 0;
     if (stored.bias) std::memcpy(&value, stored.bias.view.data + slot * sizeof(float), sizeof value);
-    bias[unit] = value + layer.z;
+    bias[row] = value + layer.z;
   }
   layer.fc1 = stored.fc1;
   layer.fc2 = stored.fc2;

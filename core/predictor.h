@@ -29,8 +29,11 @@ PredictorSpec parse_predictor(const std::string& text, int64_t n_layer);
 // The predictor of a sidecar. Throws Error when it has none.
 PredictorSpec predictor_of(std::shared_ptr<const Sidecar> sidecar);
 
+// The unit of each slot, by layer; nothing or empty = slots are units.
+using UnitsBySlot = std::shared_ptr<const std::vector<std::vector<int32_t>>>;
+
 // Owns what predictors read that no file holds: bit planes, coded from the detect matrices at load, and factors whose
-// rows stand in order of slots, put in order of units.
+// rows stand in order of the sidecar's slots, put in the order that is asked for.
 class Predictor {
  public:
   // A layer has planes, or factors, or neither: then it runs exactly.
@@ -40,25 +43,44 @@ class Predictor {
     NamedTensor planes, low, step, error;  // operands of op::Predict
     NamedTensor fc1, fc2, bias;            // margins = fc2 act(fc1 x) + bias, the threshold added to the bias
     bool has_relu = false;                 // act(x) = max(x, 0), else x
+
+    explicit operator bool() const { return planes || fc1; }
+    int64_t n_units() const { return planes ? planes.view.n_rows : fc2 ? fc2.view.n_rows : 0; }
+    uint64_t shared_bytes() const;  // of what all units need: the first factor
+    uint64_t unit_bytes() const;    // of what a unit has of its own; 0 without a predictor
+  };
+  struct Options {
+    int32_t n_threads = 1;
+    bool is_outline = false;  // sizes and views only: nothing is made, or to be read
+    UnitsBySlot order{};      // rows stand in order of slots
+    LogSink log{};
   };
 
-  // Does the work on n_threads threads. `weights` are the model's and, as the sidecar, outlive this. Throws
-  // OutOfMemoryError.
-  Predictor(const Weights& weights, const PredictorSpec& spec, int32_t n_threads, const LogSink& log);
+  // `weights` are the model's and, as the sidecar, outlive this. Throws OutOfMemoryError.
+  Predictor(const Weights& weights, const PredictorSpec& spec, const Options& options);
 
   const std::vector<Layer>& layers() const { return layers_; }
+  // (n_ff) Layer::error of each unit, whatever the order of the rows; empty for a layer without planes.
+  std::vector<float> errors_by_unit(size_t layer) const;
+  // Gives the memory of a layer's first rows back, which another device has now: they are not to be read any more.
+  void drop_rows(size_t layer, int64_t n_rows);
+
   uint64_t n_bytes() const { return n_bytes_; }                    // in memory
   uint64_t bytes_per_token() const { return token_bytes_; }        // read by each decode token
   const std::string& description() const { return description_; }  // "bit_planes:2"
 
  private:
-  void make_planes(const NamedTensor& detect, Layer& layer, ThreadPool& pool);
-  void order_factors(const SidecarPredictor::Layer& stored, const std::vector<int32_t>& units, Layer& layer);
-  std::byte* take(size_t n_bytes);
+  // The unit of each slot of a layer; null where slots are units.
+  const int32_t* units_of(size_t layer) const;
+  void make_planes(const NamedTensor& detect, size_t index, ThreadPool& pool);
+  void order_factors(const SidecarPredictor::Layer& stored, size_t index);
+  std::byte* take(size_t layer, size_t n_bytes);
 
+  const bool is_outline_;
+  const UnitsBySlot order_;
   std::vector<Layer> layers_;
   std::shared_ptr<const Sidecar> sidecar_;
-  std::vector<Arena> arenas_;
+  std::vector<Arena> arenas_;  // (n_layer)
   uint64_t n_bytes_ = 0;
   uint64_t token_bytes_ = 0;
   std::string description_;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <queue>
 
+#include "core/plan.h"
 #include "core/profile_counters.h"
 #include "core/quantize.h"
 #include "core/synth_random.h"
@@ -97,6 +98,7 @@ struct Profiler::Impl {
   std::vector<std::vector<double>> norms;
   std::unique_ptr<ProfileCounters> counters;  // outlives the engine
   std::shared_ptr<Engine> engine;
+  EngineOptions options;  // that it was made with
   ProfileState state;
   SampleChooser chooser{0};
   bool needs_thresholds;
@@ -105,7 +107,6 @@ struct Profiler::Impl {
   size_t n_ff() const { return static_cast<size_t>(model->config().n_ff); }
   size_t mask_bytes() const { return (n_ff() + 7) / 8; }
   void check_samples() const;
-  void run(std::span<const std::vector<int32_t>> sequences, const StopCheck& stop);
   PassSample choose(size_t n_tokens, SampleChooser& next, std::vector<std::pair<size_t, uint64_t>>& taken) const;
   void commit(const PassSample& sample, const std::vector<std::pair<size_t, uint64_t>>& taken);
 };
@@ -122,13 +123,24 @@ void Profiler::Impl::check_samples() const {
                                            "ask for fewer samples"));
 }
 
-// Whoever counts sees the rows of one sequence after the other, each from its beginning.
-void Profiler::Impl::run(std::span<const std::vector<int32_t>> sequences, const StopCheck& stop) {
-  std::vector<Session> sessions;
-  std::vector<Engine::Entry> entries;
-  for (size_t i = 0; i < sequences.size(); ++i) sessions.push_back(engine->open_session());
-  for (size_t i = 0; i < sequences.size(); ++i) entries.push_back({&sessions[i], sequences[i]});
-  engine->advance(entries, stop);
+void run_sequences(const std::shared_ptr<Engine>& engine, const EngineOptions& options,
+                   std::span<const std::vector<int32_t>> sequences, const StopCheck& stop) {
+  constexpr int64_t kBlock = KvLayout::kBlockPositions;
+  const auto blocks = [](int64_t n_positions) { return (n_positions + kBlock - 1) / kBlock; };
+  const EngineInfo info = engine->info();
+  const int64_t n_sequences = info.device == "cpu" ? options.n_sequences : std::max(options.n_sequences, 1);
+  const int64_t n_most = n_sequences > 0 ? n_sequences * blocks(info.n_ctx) : INT64_MAX;
+  for (size_t begin = 0, end = 0; begin < sequences.size(); begin = end) {
+    std::vector<Session> sessions;
+    std::vector<Engine::Entry> entries;
+    for (int64_t n = 0; end < sequences.size(); ++end) {
+      n += blocks(static_cast<int64_t>(sequences[end].size()));
+      if (end > begin && n > n_most) break;
+      sessions.push_back(engine->open_session());
+    }
+    for (size_t i = begin; i < end; ++i) entries.push_back({&sessions[i - begin], sequences[i]});
+    engine->advance(entries, stop);
+  }
 }
 
 // Decides which of the next tokens are kept; `taken` gets the place and number of each, in order of their stage. A
@@ -187,6 +199,7 @@ Profiler::Profiler(std::shared_ptr<const Model> model, const EngineOptions& opti
   dense.mode = "dense";
   dense.observer = impl_->counters.get();
   impl_->engine = Engine::create(impl_->model, dense);
+  impl_->options = dense;
   impl_->state.layers.resize(impl_->norms.size());
   for (LayerProfile& layer : impl_->state.layers)
     layer.counts.resize(impl_->n_ff()), layer.h_sums.resize(impl_->n_ff());
@@ -207,7 +220,7 @@ void Profiler::calibrate(std::span<const std::vector<int32_t>> sequences, double
   check_tokens(sequences);
   std::vector<ContributionHistogram> histograms(impl_->norms.size());
   impl_->counters->begin_calibration(histograms);
-  impl_->run(sequences, stop);
+  run_sequences(impl_->engine, impl_->options, sequences, stop);
   for (size_t layer = 0; layer < histograms.size(); ++layer)
     impl_->state.layers[layer].threshold = histograms[layer].threshold(share);
 }
@@ -226,7 +239,7 @@ void Profiler::add(std::span<const std::vector<int32_t>> sequences, const StopCh
   PassSample sample = impl.choose(n_tokens, chooser, taken);
   std::vector<LayerProfile> layers = impl.state.layers;
   impl.counters->begin_pass(layers, sample);
-  impl.run(sequences, stop);
+  run_sequences(impl.engine, impl.options, sequences, stop);
   impl.counters->end_pass();
   // The sample grows to its size with the first tokens; from here on only a lack of memory for that could fail.
   const size_t n_kept = std::min<size_t>(static_cast<size_t>(impl.n_samples), impl.state.n_tokens + n_tokens);

@@ -38,11 +38,17 @@ struct ProfileState {
   ProfileSamples samples;
 };
 
+// Runs sequences through an engine made with these options, each from its beginning: as many at a time as it has KV
+// memory set aside for, or all. Whoever observes sees one sequence after the other. Throws as Engine::advance.
+void run_sequences(const std::shared_ptr<Engine>& engine, const EngineOptions& options,
+                   std::span<const std::vector<int32_t>> sequences, const StopCheck& stop);
+
 // Runs sequences of tokens through a model, all units computed, and counts. Results do not depend on threads,
 // instruction set, n_batch, or how sequences are grouped into calls. Used by one thread at a time.
 class Profiler {
  public:
-  // The engine's mode is dense; options.n_ctx bounds the length of a sequence. `n_samples` tokens are sampled, which
+  // The engine's mode is dense; options.n_ctx bounds the length of a sequence, and with an accelerator KV memory for
+  // options.n_sequences of them is taken there. `n_samples` tokens are sampled, which
   // takes n_samples * n_layer * (4 * n_embd + n_ff / 8) bytes. Reads all down projections once. Throws as
   // Engine::create, and std::invalid_argument for a sample that does not fit the memory.
   Profiler(std::shared_ptr<const Model> model, const EngineOptions& options, int64_t n_samples);
@@ -53,8 +59,9 @@ class Profiler {
   // Throws std::invalid_argument (share not within 0 to 0.5, no tokens), else as add().
   void calibrate(std::span<const std::vector<int32_t>> sequences, double share, const StopCheck& stop = {});
 
-  // Counts all tokens of the sequences, computed in one pass; KV memory is taken for all at once. When this throws,
-  // nothing of them is counted. Throws as Engine::advance; Error where an activation is not finite.
+  // Counts all tokens of the sequences, computed in one pass; without an accelerator KV memory is taken for all at
+  // once. When this throws, nothing of them is counted. Throws as Engine::advance; Error where an activation is not
+  // finite.
   void add(std::span<const std::vector<int32_t>> sequences, const StopCheck& stop = {});
 
   const ProfileState& state() const;

@@ -206,7 +206,7 @@ class Clock {
       return clock.problem_.layers[static_cast<size_t>(std::max<int64_t>(layer_index, 0))];
     }
     const ReadRate& rate() const { return lane == kHostLane ? layer().host : layer().device; }
-    bool stands_for_predictor() const { return !clock.predicts_ && layer().predictor_bytes > 0; }
+    bool stands_for_predictor() const { return !clock.predicts_ && layer().predicts(); }
 
     const TensorView* view(WeightId id) const { return id ? &clock.plan_.weight(id) : nullptr; }
     Cost dense(double bytes) const { return {over(bytes, rate().dense_gbps, "read rate of a lane"), 0}; }
@@ -233,7 +233,11 @@ class Clock {
                    static_cast<double>(row_bytes(kv.dtype, kv.head_dim)));
     }
     Cost operator()(const op::Activate&) const { return {}; }
-    Cost operator()(const op::Predict& o) const { return all_of(o.planes, o.low, o.step, o.error, o.bias); }
+    Cost operator()(const op::Predict& o) const {
+      note_slots(o.planes, o.out);
+      return all_of(o.planes, o.low, o.step, o.error, o.bias);
+    }
+    Cost operator()(const op::JoinUnits&) const { return {}; }
     Cost operator()(const op::Observe&) const { return {}; }
     Cost operator()(const op::MergeSums& o) const { return all_of(o.bias); }
     Cost operator()(const op::Add&) const { return {}; }
@@ -241,13 +245,21 @@ class Clock {
     Cost operator()(const op::Signal&) const { return {}; }
     Cost operator()(const op::Wait&) const { return {}; }
 
-    Cost operator()(const op::Detect& o) const {
-      const int64_t n_rows = view(o.weight)->n_rows, n_units = firing().n_units();
+    // Values of as many slots as the weight has rows: a device's are the first ones, the host's the last.
+    void note_slots(WeightId rows, BufferId values) const {
+      const int64_t n_rows = view(rows)->n_rows, n_units = firing().n_units();
       if (n_rows > n_units) fail(cat("units of layer ", layer_index), cat("at least ", n_rows), cat(n_units));
-      first_slot(o.out) = lane == kHostLane ? n_units - n_rows : 0;
-      if (stands_for_predictor()) return dense(static_cast<double>(layer().predictor_bytes) + size(o.bias));
+      first_slot(values) = lane == kHostLane ? n_units - n_rows : 0;
+    }
+
+    Cost operator()(const op::Detect& o) const {
+      note_slots(o.weight, o.out);
+      if (stands_for_predictor()) {
+        const uint64_t rows = static_cast<uint64_t>(view(o.weight)->n_rows) * layer().predictor_unit_bytes;
+        return dense(static_cast<double>(layer().predictor_bytes + rows) + size(o.bias));
+      }
       if (!o.units) return all_of(o.weight, o.bias);
-      return gathered(list(o.units), n_rows, row(o.weight), size(o.bias));
+      return gathered(list(o.units), view(o.weight)->n_rows, row(o.weight), size(o.bias));
     }
 
     Cost operator()(const op::SelectUnits& o) const {

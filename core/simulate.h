@@ -43,7 +43,7 @@ struct Simulation {
 // first ones, the host's the last. A Copy, and a list that the device writes for the host, take their bytes over the
 // bus, lists as long as expected. Arithmetic and activations take nothing.
 //
-// A layer of the problem with predictor_bytes, in a plan that does not predict, stands for one that does, with the same
+// A layer of the problem with a predictor, in a plan that does not predict, stands for one that does, with the same
 // two lanes: Detect takes the predictor's bytes, and lists' detect rows are read for candidates.
 //
 // At least predict_seconds() of the same problem without a hand-off, and with it where attention is on the device in

@@ -79,13 +79,16 @@ void gather(Device& device, ThreadPool& pool, const std::vector<std::unique_ptr<
 class WeightPlacer::Layout {
  public:
   Layout(PlacedWeights& out, const Weights& weights, const Placement& placement,
-         const std::vector<std::vector<int32_t>>& units_by_slot)
+         const std::vector<std::vector<int32_t>>& units_by_slot, const Predictor* predictor)
       : arena_bytes_(weights.layers.size()) {
     out.layers.resize(weights.layers.size());
     for (layer_ = 0; layer_ < weights.layers.size(); ++layer_) {
       const bool as_it_lies = units_by_slot.empty() || is_identity(units_by_slot[layer_]);
       units_ = as_it_lies ? nullptr : units_by_slot[layer_].data();
-      layer(out.layers[layer_], weights.layers[layer_], placement.layers[layer_]);
+      PlacedLayer& to = out.layers[layer_];
+      layer(to, weights.layers[layer_], placement.layers[layer_]);
+      if (units_) to.unit_of_slot = unit_of_slot(units_by_slot[layer_]);
+      if (predictor && predictor->layers()[layer_]) predict(to, weights.layers[layer_], predictor->layers()[layer_]);
     }
     out.head = placement.head;
     out.token_embd = weights.token_embd, out.position_embd = weights.position_embd;
@@ -121,15 +124,41 @@ class WeightPlacer::Layout {
     cut(out, w, &LayerWeights::ffn_down_t, hot);
   }
 
-  // The first n_device slots of a tensor of units go to the device, the others stay.
+  // What all units need is on each side that has rows, which are in order of slots already.
+  void predict(PlacedLayer& out, const LayerWeights& w, const Predictor::Layer& p) {
+    const int64_t n_device = out.place.predictor_on_device() ? out.n_units : out.place.n_hot;
+    Predictor::Layer none;
+    none.n_bits = p.n_bits, none.z = p.z, none.has_relu = p.has_relu;
+    out.device_predictor = out.host_predictor = none;
+    if (n_device > 0) whole(out.device_predictor.fc1, p.fc1, true);
+    if (n_device < out.n_units) whole(out.host_predictor.fc1, p.fc1, false);
+    if (p.planes && out.place.detect == DetectPlace::kSplit && out.place.device_predicts)
+      cut(out.device_predictor.bias, none.bias, w.ffn_gate ? w.ffn_gate_b : w.ffn_up_b, out.n_units, n_device);
+    units_ = nullptr;
+    using Part = NamedTensor Predictor::Layer::*;
+    for (const Part each : {&Predictor::Layer::planes, &Predictor::Layer::low, &Predictor::Layer::step,
+                            &Predictor::Layer::error, &Predictor::Layer::fc2, &Predictor::Layer::bias})
+      cut(out.device_predictor.*each, out.host_predictor.*each, p.*each, out.n_units, n_device);
+  }
+
+  NamedTensor unit_of_slot(const std::vector<int32_t>& units) const {
+    const std::byte* const data = reinterpret_cast<const std::byte*>(units.data());
+    return {cat("blk.", layer_, ".unit_of_slot"),
+            {data, DType::kI32, static_cast<int64_t>(units.size()), 1, units.size() * sizeof(int32_t)}};
+  }
+
   void cut(PlacedLayer& out, const LayerWeights& w, NamedTensor LayerWeights::*which, int64_t n_device) {
-    const NamedTensor& tensor = w.*which;
+    cut(out.device.*which, out.host.*which, w.*which, out.n_units, n_device);
+  }
+
+  // The first n_device slots of a tensor of units go to the device, the others stay.
+  void cut(NamedTensor& device, NamedTensor& host, const NamedTensor& tensor, int64_t n_units, int64_t n_device) {
     if (!tensor) return;
     TensorView rows = tensor.view;
-    const bool is_vector = rows.n_rows != out.n_units;  // of one value a unit
+    const bool is_vector = rows.n_rows != n_units;  // of one value a unit
     if (is_vector) rows = {rows.data, rows.dtype, 1, rows.n_cols, row_bytes(rows.dtype, 1)};
-    add(out.device.*which, tensor.name, rows, 0, n_device, true, is_vector);
-    add(out.host.*which, tensor.name, rows, n_device, out.n_units - n_device, false, is_vector);
+    add(device, tensor.name, rows, 0, n_device, true, is_vector);
+    add(host, tensor.name, rows, n_device, n_units - n_device, false, is_vector);
   }
 
   void add(NamedTensor& to, const std::string& name, const TensorView& rows, int64_t first, int64_t n, bool on_device,
@@ -164,7 +193,7 @@ WeightPlacer::WeightPlacer(const Model& model, std::shared_ptr<const Relayout> r
                            const std::vector<std::vector<int32_t>>& units_by_slot, Device& device,
                            const Options& options)
     : rows_(std::move(rows)) {
-  const Layout layout(placed_, rows_->weights(), placement, units_by_slot);
+  const Layout layout(placed_, rows_->weights(), placement, units_by_slot, options.predictor);
   device_bytes_ = layout.device_bytes();
   for (size_t i = 0; i < placed_.layers.size(); ++i) arena_bytes_ += layout.arena_bytes(i);
   if (!options.is_outline && device_bytes_ > device.free_bytes())

@@ -26,16 +26,17 @@ class WeightPlacer {
     int32_t n_threads = 1;
     bool is_outline = false;  // sizes and views only: nothing is allocated, copied or to be read
     LogSink log{};
+    const Predictor* predictor = nullptr;  // with its rows in order of the same slots; none: nothing is predicted
   };
   // `rows`: the model's weights with ffn_down_t in every layer. units_by_slot: (n_layer) permutations, the unit of each
-  // slot, or empty where slots are units. The model, `rows` and the device outlive this. Throws OutOfMemoryError before
-  // anything is copied when the device has too little memory.
+  // slot, or empty where slots are units. The model, `rows`, the order, the predictor and the device outlive this.
+  // Throws OutOfMemoryError before anything is copied when the device has too little memory.
   WeightPlacer(const Model& model, std::shared_ptr<const Relayout> rows, const Placement& placement,
                const std::vector<std::vector<int32_t>>& units_by_slot, Device& device, const Options& options);
   ~WeightPlacer();
 
   const PlacedWeights& weights() const { return placed_; }
-  const Relayout& rows() const { return *rows_; }
+  const std::shared_ptr<const Relayout>& rows() const { return rows_; }
   uint64_t device_bytes() const { return device_bytes_; }  // exact, as allocated
   uint64_t arena_bytes() const { return arena_bytes_; }    // of cold units copied in host memory
   double seconds() const { return seconds_; }              // that copying took

@@ -28,9 +28,6 @@ constexpr int64_t kManyRows = 64;
 // that lost its core does not hold up the others, few enough that a share is long against its first cache misses.
 constexpr int64_t kSharesPerWorker = 4;
 
-// Units that an observer is shown at a time: two cache lines of a mask of one bit each, 16 tasks for a small layer.
-constexpr int64_t kObservedUnits = 128;
-
 // Rows and columns of the output, and where their sums go: row r's at sums + r * stride.
 struct DownPart {
   int64_t first_row, n_rows, first_col, n_cols;
@@ -299,17 +296,6 @@ void FfnMergePhase::run(int64_t task, int32_t, const StepContext& context) const
   for (int64_t share = 1; share < FfnDownPhase::n_shares(context); ++share)
     merge_sums(sums, sums + share * shape_.partial_rows * n, n, sums);
   put_sums(shape_, sums, task, 0, n);
-}
-
-int64_t ObservePhase::n_tasks(const StepContext& context) const {
-  if (context.params.observer == nullptr || context.n_rows == 0) return 0;
-  return div_up(h_.n_cols, kObservedUnits);
-}
-
-void ObservePhase::run(int64_t task, int32_t, const StepContext& context) const {
-  const int64_t first = task * kObservedUnits;
-  context.params.observer->observe({layer_, first, std::min(kObservedUnits, h_.n_cols - first), context.n_rows,
-                                    in_.data, in_.stride, detected_.data, h_.data, h_.stride, margins_.data});
 }
 
 }  // namespace hotset::cpu

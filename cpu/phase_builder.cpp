@@ -376,8 +376,10 @@ void PhaseBuilder::add(const op::SelectUnits& o) {
       n = context.kernels.select_units(values, n_units, list + 1);
     }
     list[0] = static_cast<int32_t>(n);
-    if (moved != nullptr) moved->fetch_add(static_cast<uint64_t>(1 + 2 * n) * 4, std::memory_order_relaxed);
-    if (out.kind == BufferKind::kActive)
+    const bool with_values = out.kind == BufferKind::kActive;
+    if (moved != nullptr)
+      moved->fetch_add(static_cast<uint64_t>(with_values ? 1 + 2 * n : 1 + n) * 4, std::memory_order_relaxed);
+    if (with_values)
       for (int64_t i = 0; i < n; ++i) active_values(out, row)[i] = values[list[1 + i]];
     if (!is_active) return;
     counts->active.fetch_add(static_cast<uint64_t>(n), std::memory_order_relaxed);
@@ -440,11 +442,6 @@ void PhaseBuilder::add(const op::MergeSums& o) {
     }
   }));
   wrote(o.out);
-}
-
-void PhaseBuilder::add(const op::Observe& o) {
-  push(std::make_unique<ObservePhase>(o.layer, buffer(o.in), buffer(o.detected), buffer(o.h),
-                                      o.margins ? buffer(o.margins) : RowBuffer{}));
 }
 
 void PhaseBuilder::add(const op::Add& o) {

@@ -44,6 +44,7 @@ class PhaseBuilder {
   void add(const op::Detect& o);
   void add(const op::SelectUnits& o);
   void add(const op::SparseFfn& o);
+  void add(const op::JoinUnits& o);
   void add(const op::Observe& o);
   void add(const op::MergeSums& o);
   void add(const op::Add& o);

@@ -32,12 +32,12 @@ void PredictRowPhase::run_row(int64_t row, int32_t, const StepContext& context) 
 }
 
 int64_t PredictPhase::n_tasks(const StepContext& context) const {
-  const int64_t n_units = shape_.out.n_cols;
+  const int64_t n_units = shape_.planes.n_rows;
   return context.n_rows == 0 ? 0 : div_up(n_units, weight_rows_per_task(n_units, context.n_workers));
 }
 
 void PredictPhase::run(int64_t task, int32_t, const StepContext& context) const {
-  const int64_t n_units = shape_.out.n_cols, each = weight_rows_per_task(n_units, context.n_workers);
+  const int64_t n_units = shape_.planes.n_rows, each = weight_rows_per_task(n_units, context.n_workers);
   const int64_t first = task * each, n = std::min(each, n_units - first);
   const WeightRows rows{shape_.planes.data, shape_.planes.row_stride, shape_.in.n_cols};
   context.kernels.plane_dots[shape_.n_bits - 1](

@@ -78,7 +78,7 @@ inline Layers layer_choices(int64_t n, bool exact) {
       if (exact || n_hot == n) out.push_back({n_hot, DetectPlace::kDevice, attention});
   }
   for (const LayerPlacement& each : {LayerPlacement{0, DetectPlace::kHost}, {n / 3, DetectPlace::kSplit}, {n, DetectPlace::kDevice}})
-    out.push_back({each.n_hot, each.detect, kDevice, true});
+    out.push_back({each.n_hot, each.detect, kDevice, false, true});
   return out;
 }
 
@@ -120,6 +120,8 @@ inline std::string text_of(const Variant& variant) {
 // Whether losing the step leaves a plan that computes something else without a sign: it changes a value in place.
 inline bool works_in_place(const Plan& plan, const Step& step) {
   if (std::holds_alternative<op::Rope>(step.op) || std::holds_alternative<op::EmbedPosition>(step.op)) return true;
+  const auto* activate = std::get_if<op::Activate>(&step.op);
+  if (activate && activate->up == activate->out) return true;
   const auto* norm = std::get_if<op::Norm>(&step.op);
   return norm && norm->in == norm->out && plan.buffer(norm->in).rows == BufferRows::kOutput;
 }

@@ -30,12 +30,19 @@ inline std::vector<BufferId*> buffers_of(Op& any) {
     std::vector<BufferId*> operator()(op::Attention& o) { return {&o.q, &o.out}; }
     std::vector<BufferId*> operator()(op::Activate& o) { return {&o.gate, &o.up, &o.out}; }
     std::vector<BufferId*> operator()(op::Predict& o) { return {&o.in, &o.out}; }
-    std::vector<BufferId*> operator()(op::Detect& o) { return {&o.in, &o.out}; }
-    std::vector<BufferId*> operator()(op::SelectUnits& o) { return {&o.in, &o.out}; }
+    std::vector<BufferId*> operator()(op::Detect& o) {
+      if (o.units) return {&o.in, &o.units, &o.out};
+      return {&o.in, &o.out};
+    }
+    std::vector<BufferId*> operator()(op::SelectUnits& o) {
+      if (o.among) return {&o.in, &o.among, &o.out};
+      return {&o.in, &o.out};
+    }
     std::vector<BufferId*> operator()(op::SparseFfn& o) {
       if (o.units) return {&o.detected, &o.units, &o.in, &o.out};
       return {&o.in, &o.out};
     }
+    std::vector<BufferId*> operator()(op::JoinUnits& o) { return {&o.hot, &o.cold, &o.out}; }
     std::vector<BufferId*> operator()(op::Observe& o) { return {&o.in, &o.detected, &o.h}; }
     std::vector<BufferId*> operator()(op::MergeSums& o) { return {&o.a, &o.b, &o.out}; }
     std::vector<BufferId*> operator()(op::Add& o) { return {&o.a, &o.b, &o.out}; }

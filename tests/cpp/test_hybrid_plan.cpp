@@ -260,9 +260,6 @@ TEST_CASE("hybrid plan: what does not go together is refused") {
     CHECK_THROWS_WITH_AS(build_plan(model->config(), weights, options), doctest::Contains(what), Error);
   };
   const PlacedWeights good = place_weights(*model, {{32, DetectPlace::kSplit, kDevice}}, kDevice);
-  PlanOptions options = options_of(false);
-  options.observe = true;
-  refuses(good, options, "an observer");
   PlacedWeights bad = good;
   bad.layers.clear();
   refuses(bad, options_of(true), "layers");

@@ -102,6 +102,7 @@ struct Shape {
   bool is_dense = false;
   double predictor_share = 0;  // predictor bytes per detect byte
   double handoff = kHandoff;
+  bool only_device_predicts = false;
 };
 
 PlacementProblem random_problem(Random& random, const Shape& shape) {
@@ -118,8 +119,9 @@ PlacementProblem random_problem(Random& random, const Shape& shape) {
     std::sort(layer.frequency.rbegin(), layer.frequency.rend());
     layer.detect_bytes = shape.is_dense ? 0 : shape.detect_bytes;
     layer.unit_bytes = shape.unit_bytes + (shape.is_dense ? shape.detect_bytes : 0);
-    layer.predictor_bytes = static_cast<uint64_t>(shape.predictor_share * static_cast<double>(shape.detect_bytes) *
-                                                  static_cast<double>(shape.n_units));
+    layer.predictor_unit_bytes = static_cast<uint64_t>(shape.predictor_share * static_cast<double>(shape.detect_bytes));
+    layer.predictor_bytes = shape.predictor_share > 0 ? 70 : 0;
+    layer.only_device_predicts = shape.only_device_predicts;
     layer.over_selection = shape.predictor_share > 0 ? 1.5 : 1;
     layer.attention_bytes = static_cast<uint64_t>(integer(random, 1, 6)) * 1000;
     layer.kv_bytes = random() % 4 == 0 ? 9000 : 500, layer.kv_read_bytes = 250;
@@ -137,13 +139,13 @@ double best_by_trying_all(const PlacementProblem& problem) {
     layers.emplace_back();
     for (const auto& [attention, host_kv] :
          {std::pair{Place::kHost, false}, {Place::kDevice, false}, {Place::kDevice, true}}) {
-      layers.back().push_back({0, DetectPlace::kHost, attention, host_kv});
-      layers.back().push_back({layer.n_units(), DetectPlace::kDevice, attention, host_kv});
+      layers.back().push_back({0, DetectPlace::kHost, attention, false, host_kv});
+      layers.back().push_back({layer.n_units(), DetectPlace::kDevice, attention, false, host_kv});
       for (int64_t n_hot = 0; n_hot < layer.n_units(); ++n_hot) {
-        if (layer.detect_bytes + layer.predictor_bytes > 0)
-          layers.back().push_back({n_hot, DetectPlace::kDevice, attention, host_kv});
-        if (n_hot > 0 && layer.predictor_bytes == 0)
-          layers.back().push_back({n_hot, DetectPlace::kSplit, attention, host_kv});
+        if (layer.predicts()) layers.back().push_back({n_hot, DetectPlace::kSplit, attention, true, host_kv});
+        if (layer.only_device_predicts) continue;
+        if (layer.detect_bytes > 0) layers.back().push_back({n_hot, DetectPlace::kDevice, attention, false, host_kv});
+        if (n_hot > 0) layers.back().push_back({n_hot, DetectPlace::kSplit, attention, false, host_kv});
       }
     }
   }
@@ -173,6 +175,8 @@ TEST_CASE("placement: equals brute force on tiny instances, for every kind of la
   const Shape shapes[] = {{2, 4},
                           {3, 2},
                           {2, 3, 1000, 2000, false, 0.2},
+                          {2, 3, 1000, 2000, false, 0.02, 1e-7},
+                          {2, 3, 1000, 2000, false, 0.2, kHandoff, true},
                           {3, 2, 1000, 1000, true},
                           {2, 4, 1000, 2000, false, 0, 0},
                           {2, 4, 1000, 2000, false, 0, 1}};
@@ -217,6 +221,74 @@ TEST_CASE("placement: the time of one layer, term by term") {
   at.layers = {{1, DetectPlace::kSplit, Place::kHost}};
   CHECK(predict_seconds(problem, at) == doctest::Approx(2 + 1 + std::max(0.3, 3 / 2.0 + cold + 1) + 0.5));
   CHECK(device_bytes(problem, at) == 3'000'000'000 + 5'000'000'000);
+}
+
+TEST_CASE("placement: the time and bytes of a predicted layer, term by term") {
+  PlacementProblem problem;
+  problem.handoff_seconds = 1;
+  PlacementLayer layer;
+  layer.frequency = {1, 1, 0.25, 0.25};
+  layer.detect_bytes = 1'000'000'000, layer.unit_bytes = 2'000'000'000;
+  layer.predictor_bytes = 400'000'000, layer.predictor_unit_bytes = 100'000'000, layer.over_selection = 1.5;
+  layer.device = {10, {}}, layer.host = {1, {}};
+  problem.layers = {layer};
+  Placement at;
+  const auto seconds = [&](const LayerPlacement& place) {
+    at.layers = {place};
+    return predict_seconds(problem, at);
+  };
+  const auto bytes = [&](const LayerPlacement& place) {
+    at.layers = {place};
+    return device_bytes(problem, at);
+  };
+  // Candidates are 1.5 of those that fire, but no more than there are: of the first two units 2, of the others 0.75.
+  // Of all four the 2.5 that fire make 3.75.
+  CHECK(seconds({0, DetectPlace::kHost, Place::kHost}) == doctest::Approx(0.8 + 3.75 + 2.5 * 2));
+  CHECK(seconds({4, DetectPlace::kDevice, Place::kDevice}) ==
+        doctest::Approx((0.8 + 3.75 + 2.5 * 2) / 10 + 1));  // head
+  // Everything that decides on the device: only its products cross.
+  const LayerPlacement whole{2, DetectPlace::kDevice, Place::kDevice};
+  CHECK(seconds(whole) == doctest::Approx((0.8 + 3.75) / 10 + (0.5 * 2 + 1) + 1));
+  CHECK(bytes(whole) == uint64_t{4} * 1'100'000'000 + 400'000'000 + uint64_t{2} * 2'000'000'000);
+  // Each side for itself, with what all units share on both.
+  const LayerPlacement split{2, DetectPlace::kSplit, Place::kDevice};
+  CHECK(seconds(split) == doctest::Approx(0.6 + 0.75 + 0.5 * 2 + 1 + 1));
+  CHECK(bytes(split) == uint64_t{2} * 3'100'000'000 + 400'000'000);
+  // The predictor on the device, candidates cross.
+  const LayerPlacement apart{2, DetectPlace::kSplit, Place::kDevice, true};
+  CHECK(seconds(apart) == doctest::Approx(0.8 / 10 + 0.75 + 0.5 * 2 + 1 + 1));
+  CHECK(bytes(apart) == uint64_t{2} * 3'000'000'000 + uint64_t{4} * 100'000'000 + 400'000'000);
+}
+
+TEST_CASE("placement: where a predictor can be") {
+  Random random(23);
+  PlacementProblem problem = random_problem(random, {1, 4, 1000, 2000, false, 0.2});
+  const auto can_be = [&](const LayerPlacement& place) {
+    Placement at;
+    at.layers = {place};
+    try {
+      check_placement(problem, at);
+      return true;
+    } catch (const std::invalid_argument&) {
+      return false;
+    }
+  };
+  const LayerPlacement apart{2, DetectPlace::kSplit, Place::kHost, true}, split{2, DetectPlace::kSplit, Place::kHost};
+  CHECK(can_be(apart));
+  CHECK(can_be({0, DetectPlace::kSplit, Place::kHost, true}));
+  CHECK_FALSE(can_be({4, DetectPlace::kSplit, Place::kHost, true}));
+  CHECK_FALSE(can_be({0, DetectPlace::kHost, Place::kHost, true}));
+  CHECK_FALSE(can_be({2, DetectPlace::kDevice, Place::kHost, true}));
+  CHECK(can_be(split));
+  problem.layers[0].only_device_predicts = true;
+  CHECK(can_be(apart));
+  CHECK_FALSE(can_be(split));
+  CHECK_FALSE(can_be({2, DetectPlace::kDevice, Place::kHost}));
+  CHECK(can_be({4, DetectPlace::kDevice, Place::kHost}));
+  problem.layers[0].predictor_bytes = problem.layers[0].predictor_unit_bytes = 0;
+  problem.layers[0].only_device_predicts = false;
+  CHECK(can_be(split));
+  CHECK_FALSE(can_be(apart));
 }
 
 TEST_CASE("placement: more memory is never slower; none is the host, enough is the device") {

@@ -119,7 +119,7 @@ TEST_CASE("predict: margins, candidates and detect values are what the definitio
     TinySpec spec = spec_of({"llama", Activation::kRelu}, dtype);
     spec.n_layer = 1;
     const auto model = load_tiny(spec);
-    const Predictor predictor(model->weights(), parse_predictor("bit_planes:2:0.25", 1), 2, {});
+    const Predictor predictor(model->weights(), parse_predictor("bit_planes:2:0.25", 1), {.n_threads = 2});
     PlanOptions options;
     options.max_rows = options.max_output_rows = 4;
     options.max_positions = 64;
@@ -223,7 +223,7 @@ TEST_CASE("predict: what it costs is accounted for") {
 
 TEST_CASE("predict: lint sees a missing step, a wrong list and planes of another size") {
   const auto model = load_tiny({.n_layer = 3, .n_ff = 128});
-  const Predictor predictor(model->weights(), parse_predictor("bit_planes:1:0", 3), 1, {});
+  const Predictor predictor(model->weights(), parse_predictor("bit_planes:1:0", 3), {});
   PlanOptions options{.max_rows = 8, .max_output_rows = 4, .max_positions = 64, .exact = true};
   options.predictor = &predictor;
   const Plan right = build_plan(model->config(), model->weights(), options);

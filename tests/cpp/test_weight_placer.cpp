@@ -100,4 +100,51 @@ TEST_CASE("weight placer: every row is where the placement wants it") {
       }
 }
 
+TEST_CASE("weight placer: a predictor's rows are beside the detect rows, or all on the device") {
+  std::mt19937_64 random(13);
+  const auto device = make_cpu_device({});
+  for (const Family& family : {Family{"llama", Activation::kRelu}, {"opt", Activation::kRelu}}) {
+    TinySpec spec = spec_of(family, DType::kQ4_0);
+    spec.n_layer = 12;
+    const auto model = load_tiny(spec);
+    const auto rows = std::make_shared<const Relayout>(*model, 2, LogSink{});
+    Placement placement = random_placement(random, spec.n_layer, spec.n_ff);
+    for (LayerPlacement& layer : placement.layers) {
+      layer.device_predicts = layer.detect != DetectPlace::kDevice && layer.n_hot < spec.n_ff && random() % 2;
+      if (layer.device_predicts) layer.detect = DetectPlace::kSplit;
+    }
+    const auto order = std::make_shared<const std::vector<std::vector<int32_t>>>(random_unit_order(random, spec));
+    const PredictorSpec predicted = parse_predictor("bit_planes:2:0.25", spec.n_layer);
+    const Predictor by_unit(model->weights(), predicted, {.n_threads = 2});
+    const Predictor outlined(model->weights(), predicted, {.is_outline = true, .order = order});
+    Predictor by_slot(model->weights(), predicted, {.n_threads = 2, .order = order});
+    CHECK(outlined.n_bytes() == by_slot.n_bytes());
+    CHECK(outlined.bytes_per_token() == by_slot.bytes_per_token());
+    const WeightPlacer outline(*model, rows, placement, *order, *device, {1, true, {}, &outlined});
+    const WeightPlacer placed(*model, rows, placement, *order, *device, {2, false, {}, &by_slot});
+    const WeightPlacer without(*model, rows, placement, *order, *device, {.n_threads = 2});
+    CHECK(outline.device_bytes() == placed.device_bytes());
+    CHECK(placed.arena_bytes() == without.arena_bytes());  // the host's rows stay where they were made
+    for (size_t i = 0; i < placement.layers.size(); ++i) {
+      const PlacedLayer& got = placed.weights().layers[i];
+      const int64_t n = spec.n_ff, n_there = got.place.predictor_on_device() ? n : got.place.n_hot;
+      by_slot.drop_rows(i, n_there);
+      const std::vector<int32_t>& units = (*order)[i];
+      CHECK(by_unit.errors_by_unit(i) == by_slot.errors_by_unit(i));
+      CHECK(std::memcmp(got.unit_of_slot.view.data, units.data(), units.size() * sizeof(int32_t)) == 0);
+      using Part = NamedTensor Predictor::Layer::*;
+      for (const Part part :
+           {&Predictor::Layer::planes, &Predictor::Layer::low, &Predictor::Layer::step, &Predictor::Layer::error}) {
+        check_rows(got.device_predictor.*part, by_unit.layers()[i].*part, units, 0, n_there);
+        check_rows(got.host_predictor.*part, by_unit.layers()[i].*part, units, n_there, n - n_there);
+      }
+      const LayerWeights& w = model->weights().layers[i];
+      const NamedTensor whole_bias = got.place.device_predicts ? (w.ffn_gate ? w.ffn_gate_b : w.ffn_up_b) : NamedTensor{};
+      check_rows(got.device_predictor.bias, whole_bias, units, 0, n);
+      CHECK(got.device_predictor.z == 0.25f);
+      CHECK(got.host_predictor.n_bits == 2);
+    }
+  }
+}
+
 }  // namespace

@@ -15,6 +15,7 @@ class UnitRecorder final : public UnitObserver {
  public:
   struct Layer {
     std::vector<float> in, detected, h;
+    std::vector<float> margins;  // zeros where units are not predicted
     std::vector<int> n_shown;  // per unit of a row
   };
   explicit UnitRecorder(const ModelConfig& config)
@@ -26,7 +27,7 @@ class UnitRecorder final : public UnitObserver {
     for (const Row& row : rows) positions.push_back(row.position);
     for (Layer& layer : layers) {
       layer.in.resize(n_rows * n_embd());
-      for (std::vector<float>* each : {&layer.detected, &layer.h}) each->resize(n_rows * n_ff());
+      for (std::vector<float>* each : {&layer.detected, &layer.h, &layer.margins}) each->resize(n_rows * n_ff());
       layer.n_shown.resize(n_rows * n_ff());
     }
   }
@@ -41,6 +42,7 @@ class UnitRecorder final : public UnitObserver {
         const size_t at = to * n_ff() + static_cast<size_t>(unit);
         layer.detected[at] = units.detected[row * units.stride + unit];
         layer.h[at] = units.h[row * units.stride + unit];
+        if (units.margins != nullptr) layer.margins[at] = units.margins[row * units.stride + unit];
         ++layer.n_shown[at];
       }
     }
