@@ -11,17 +11,6 @@ namespace {
 
 int32_t lane_of(Place place) { return place == Place::kDevice ? kDeviceLane : kHostLane; }
 
-// The first n rows of a matrix, or values of a vector.
-NamedTensor first_rows(NamedTensor tensor, int64_t n, bool is_vector = false) {
-  int64_t& size = is_vector ? tensor.view.n_cols : tensor.view.n_rows;
-  if (!tensor || size == n) return tensor;
-  size = n;
-  if (is_vector) tensor.view.row_stride = static_cast<size_t>(n) * sizeof(float);
-  tensor.name += cat("[:", n, "]");
-  return tensor;
-}
-NamedTensor first_values(const NamedTensor& vector, int64_t n) { return first_rows(vector, n, true); }
-
 // Steps of two lanes. What crosses between them is in shared buffers, of which one set serves all layers: lanes meet
 // twice a layer, so nothing is overwritten before it is read.
 class TwoLaneBuilder : private LaneBuilder {
@@ -69,15 +58,6 @@ class TwoLaneBuilder : private LaneBuilder {
   }
   bool hands_list(const PlacedLayer& layer) const { return hands_active(layer) || hands_candidates(layer); }
   Activations& at(int32_t lane) { return at_[static_cast<size_t>(lane)]; }
-
-  // The residual and a layer's normed input, as a lane has them.
-  BufferId x_of(int32_t lane) { return lane == kHostLane ? shared("x", config_.n_embd) : of_device("x"); }
-  BufferId x_norm_of(int32_t lane) {
-    return lane == kHostLane ? shared("x_norm", config_.n_embd) : of_device("x_norm");
-  }
-  BufferId of_device(const std::string& name) {
-    return named({name, config_.n_embd, BufferRows::kAll, BufferKind::kFloats, kDeviceLane});
-  }
 
   // The embedding, which is the host's, and what the lanes that have attention need.
   void begin() {

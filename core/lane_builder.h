@@ -50,6 +50,15 @@ class LaneBuilder : protected PlanBuilder {
     wait(other(from), signal(name));
     if (from == kHostLane) add(op::Copy{shared, device});
   }
+
+  // The residual and a layer's normed input, as a lane has them.
+  BufferId x_of(int32_t lane) { return lane == kHostLane ? shared("x", config_.n_embd) : of_device("x"); }
+  BufferId x_norm_of(int32_t lane) {
+    return lane == kHostLane ? shared("x_norm", config_.n_embd) : of_device("x_norm");
+  }
+  BufferId of_device(const std::string& name) {
+    return named({name, config_.n_embd, BufferRows::kAll, BufferKind::kFloats, kDeviceLane});
+  }
 };
 
 }  // namespace hotset

@@ -45,6 +45,20 @@ void check(const PlacedLayer& layer, size_t index, const ModelConfig& config, bo
 
 }  // namespace
 
+NamedTensor first_rows(NamedTensor matrix, int64_t n) {
+  if (!matrix || matrix.view.n_rows == n) return matrix;
+  matrix.view.n_rows = n;
+  matrix.name += cat("[:", n, "]");
+  return matrix;
+}
+
+NamedTensor first_values(NamedTensor vector, int64_t n) {
+  if (!vector || vector.view.n_cols == n) return vector;
+  vector.view.n_cols = n, vector.view.row_stride = static_cast<size_t>(n) * sizeof(float);
+  vector.name += cat("[:", n, "]");
+  return vector;
+}
+
 void check_placed(const PlacedWeights& weights, const ModelConfig& config, bool exact) {
   if (static_cast<int64_t>(weights.layers.size()) != config.n_layer)
     fail("layers", cat(config.n_layer), cat(weights.layers.size()));

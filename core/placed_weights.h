@@ -36,6 +36,10 @@ struct PlacedWeights {
   NamedTensor rope_freqs;                          // host memory, read by the planner only
 };
 
+// The first n rows of a matrix, or values of an F32 vector, where there is one.
+NamedTensor first_rows(NamedTensor matrix, int64_t n);
+NamedTensor first_values(NamedTensor vector, int64_t n);
+
 // Throws Error unless what is placed is what a plan reads, exact or dense; shapes are left to lint.
 void check_placed(const PlacedWeights& weights, const ModelConfig& config, bool exact);
 

@@ -36,6 +36,7 @@ PlacementLayer problem_layer(const nb::dict& from) {
   out.detect_bytes = member<uint64_t>(from, "detect_bytes");
   out.unit_bytes = member<uint64_t>(from, "unit_bytes");
   out.predictor_bytes = member<uint64_t>(from, "predictor_bytes");
+  out.predictor_unit_bytes = member<uint64_t>(from, "predictor_unit_bytes");
   out.over_selection = member<double>(from, "over_selection");
   out.attention_bytes = member<uint64_t>(from, "attention_bytes");
   out.kv_bytes = member<uint64_t>(from, "kv_bytes");
@@ -71,6 +72,7 @@ void write_decisions(const Placement& placement, const PlacementProblem* problem
     layer["detect"] = place_name(at.detect);
     layer["attention"] = place_name(at.attention);
     layer["kv"] = place_name(at.kv());
+    layer["device_predicts"] = at.device_predicts;
     layers.append(layer);
   }
   out["layers"] = layers;
@@ -89,6 +91,7 @@ Placement decisions(const nb::dict& from) {
     at.detect = detect == "device"  ? DetectPlace::kDevice
                 : detect == "split" ? DetectPlace::kSplit
                                     : DetectPlace::kHost;
+    at.device_predicts = layer.contains("device_predicts") && member<bool>(layer, "device_predicts");
     out.layers.push_back(at);
   }
   out.head = member<std::string>(from, "head") == "device" ? Place::kDevice : Place::kHost;

@@ -1,5 +1,6 @@
 // Binds the profiler and the calibrator: token sequences in, counters out as arrays.
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -196,8 +197,12 @@ void bind_profile(nb::module_& module) {
       .def(
           "__init__",
           [](NativeProfiler* self, const NativeEngine& engine, const std::string& kv_type, int64_t n_ctx,
-             int32_t n_threads, int32_t n_batch, int64_t n_samples) {
+             int32_t n_threads, int32_t n_batch, int64_t n_samples, const std::string& device,
+             std::optional<uint64_t> vram_budget, int32_t n_sequences) {
             EngineOptions options;
+            options.device = device;
+            options.vram_budget = vram_budget;
+            options.n_sequences = n_sequences;
             options.kv_type = kv_type;
             options.n_ctx = n_ctx;
             options.n_threads = n_threads;
@@ -205,7 +210,8 @@ void bind_profile(nb::module_& module) {
             new (self) NativeProfiler(engine, options, n_samples);
           },
           nb::arg("engine"), nb::kw_only(), nb::arg("kv_type"), nb::arg("n_ctx"), nb::arg("n_threads"),
-          nb::arg("n_batch"), nb::arg("n_samples"))
+          nb::arg("n_batch"), nb::arg("n_samples"), nb::arg("device") = "auto", nb::arg("vram_budget") = nb::none(),
+          nb::arg("n_sequences") = 0)
       .def("calibrate", &NativeProfiler::calibrate, nb::arg("sequences"), nb::arg("share"))
       .def("add", &NativeProfiler::add, nb::arg("sequences"))
       .def_prop_ro("n_tokens", &NativeProfiler::n_tokens)

@@ -1,4 +1,5 @@
 // `hotset plan`: where a model would lie, what that takes and how fast it would be, before anything is loaded.
+#include <algorithm>
 #include <cmath>
 #include <optional>
 
@@ -178,7 +179,7 @@ std::string json_report(const Report& report) {
         .field("n_hot", at.n_hot)
         .field("n_units", plan.n_units);
     json.field("detect", place_name(at.detect)).field("attention", place_name(at.attention));
-    json.field("kv", place_name(at.kv())).end_object();
+    json.field("kv", place_name(at.kv())).field("device_predicts", at.device_predicts).end_object();
   }
   json.end_array();
   write_predictions(json, plan);
@@ -197,12 +198,16 @@ std::string layer_table(const EnginePlan& plan) {
   for (size_t begin = 0, end = 0; begin < layers.size(); begin = end) {
     const LayerPlacement& at = layers[begin];
     for (end = begin; end < layers.size() && layers[end].n_hot == at.n_hot && layers[end].detect == at.detect &&
-                      layers[end].attention == at.attention && layers[end].host_kv == at.host_kv;)
+                      layers[end].attention == at.attention && layers[end].host_kv == at.host_kv &&
+                      layers[end].device_predicts == at.device_predicts;)
       ++end;
     const std::string range = end - begin == 1 ? cat(begin) : cat(begin, " to ", end - 1);
     out += text_of("| %-9s | %11lld | %-6s | %-9s | %-6s |\n", range.c_str(), static_cast<long long>(at.n_hot),
-                   place_name(at.detect), place_name(at.attention), place_name(at.kv()));
+                   cat(place_name(at.detect), at.device_predicts ? "*" : "").c_str(), place_name(at.attention),
+                   place_name(at.kv()));
   }
+  if (std::any_of(layers.begin(), layers.end(), [](const LayerPlacement& at) { return at.device_predicts; }))
+    out += "\n* with the predictor of all units on the GPU\n";
   return out + cat("\nof ", plan.n_units, " units each; head: ", place_name(plan.placement.head), "\n");
 }
 

@@ -151,7 +151,7 @@ def placed(planned: dict[str, Any]) -> str:
     """Where things are: layers with attention and with the detector on the card, share of active units there."""
     layers = planned["layers"]
     attention = sum(layer["attention"] == "device" for layer in layers)
-    detect = sum(layer["detect"] == "device" for layer in layers)
+    detect = sum(layer["detect"] == "device" or layer["device_predicts"] for layer in layers)
     return f"{attention}, {detect} of {len(layers)}, {100 * planned['gpu_active_share']:.0f} %"
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from hotset import Model, OutOfMemoryError
+from hotset.cli import main
+from hotset.offline import Statistics, profile
 
 SMALL = {"device": "virtual", "n_ctx": 256, "n_batch": 16}
 
@@ -54,5 +56,47 @@ def test_what_does_not_fit_is_refused(hotset, demo_model):
     out = hotset("run", "-m", demo_model, "--device", "virtual", "-ngl", "all", "--vram-budget", "4MiB", "-b", "16", "-c",
                  "256", "-p", "x")  # fmt: skip
     assert out.returncode == 1 and b"-ngl all" in out.stderr and not out.stdout
-    out = hotset("run", "-m", demo_model, "--device", "virtual", "--mode", "predict", "--predictor", "bit_planes:2", "-p", "x")
-    assert out.returncode == 1 and b"mode predict" in out.stderr
+
+
+@pytest.mark.parametrize("predictor", ["bit_planes:2", "bit_planes:1:0"])
+def test_predicted_tokens_are_those_of_the_host_and_memory_is_as_planned(hotset, demo_model, predictor):
+    how = {"mode": "predict", "predictor": predictor}
+    with Model(n_ctx=256, n_batch=16, **how) as host, Model(vram_budget="6MiB", **SMALL, **how) as split:
+        ids = host.tokenize("The little dog ran")
+        assert np.array_equal(split.logits(ids), host.logits(ids))
+        assert split.stats().mode == "predict" and split.stats().device_bytes <= 6 << 20
+        taken = split.stats().device_bytes
+    flags = ["-m", demo_model, "--device", "virtual", "--vram-budget", "6MiB", "-b", "16", "--mode", "predict",
+             "--predictor", predictor]  # fmt: skip
+    plan = json.loads(hotset("plan", "-c", "256", "--json", *flags).stdout)
+    assert plan["mode"] == "predict" and 0 < plan["totals"]["vram"] <= 6 << 20
+    assert plan["totals"]["vram"] == pytest.approx(taken, rel=0.05)  # other threads and rates, another placement
+    assert sum(part["bytes"] for part in plan["components"] if part["name"] == "predictor") > 0
+    steps = hotset("plan", "-c", "256", "--dump", *flags).stdout.decode()
+    assert "Predict(" in steps and "candidates" in steps
+    text = json.loads(hotset("kld", "--json", "-f", __file__, "-c", "64", "--chunks", "2", *flags).stdout)
+    assert text["device"] == "virtual" and 0 <= text["mean_kld"] < 0.5 and text["over_selection"] >= 1
+
+
+@pytest.mark.parametrize("budget", ["3MiB", None])
+def test_a_profile_counts_what_the_host_counts(hotset, demo_model, tmp_path, budget):
+    neuron_major = tmp_path / "rows.gguf"
+    assert hotset("quantize", str(demo_model), str(neuron_major), "q8_0").returncode == 0
+    text = "Once upon a time there was a little girl who lived near the sea. " * 12
+    with Model(neuron_major) as model:
+        host = profile(model, [text, text[::-1]], n_ctx=64, n_batch=32, n_samples=10)
+        split = profile(model, [text, text[::-1]], n_ctx=64, n_batch=32, n_samples=10, device="virtual",
+                        vram_budget=budget)  # fmt: skip
+    assert split.n_tokens == host.n_tokens > 300
+    for got, expected in zip(split.layers, host.layers, strict=True):
+        assert np.array_equal(got.counts, expected.counts) and np.array_equal(got.mass, expected.mass)
+        assert got.overlap == expected.overlap and got.threshold == expected.threshold
+        assert np.array_equal(got.input, expected.input) and np.array_equal(got.mask, expected.mask)
+    (tmp_path / "t.txt").write_text(text)
+    flags = ["-m", str(neuron_major), "-f", str(tmp_path / "t.txt"), "-c", "64"]
+    for device in ("cpu", "virtual"):
+        output = str(tmp_path / f"{device}.npz")
+        assert main(["profile", *flags, "-o", output, "--device", device, "--vram-budget", "64MiB"]) == 0
+    on_host, on_both = (Statistics.load(tmp_path / f"{device}.npz") for device in ("cpu", "virtual"))
+    for got, expected in zip(on_both.layers, on_host.layers, strict=True):
+        assert np.array_equal(got.counts, expected.counts) and np.array_equal(got.mass, expected.mass)

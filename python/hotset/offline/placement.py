@@ -54,7 +54,8 @@ class Layer:
         unit_bytes: of one unit, without its detect row. detect_bytes: of that row; 0 when all units are computed.
         device, host: how fast each side reads.
         attention_bytes: of attention and norms. kv_bytes: memory of keys and values. kv_read_bytes: read per token.
-        predictor_bytes: read per token; 0 = none. over_selection: its candidates per active unit.
+        predictor_bytes: of a predictor, what each side needs that has rows of it. predictor_unit_bytes: of a unit's
+            row. Both are read per token; 0 = no predictor. over_selection: its candidates per active unit.
     """
 
     frequency: np.ndarray
@@ -66,6 +67,7 @@ class Layer:
     kv_bytes: int = 0
     kv_read_bytes: int = 0
     predictor_bytes: int = 0
+    predictor_unit_bytes: int = 0
     over_selection: float = 1.0
 
 

@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--thresholds", metavar="S.npz", help="take the thresholds of these statistics instead")
     parser.add_argument("--kv-type", default="auto", choices=("auto", "f16", "f32", "q8_0"),
                         help="type of the KV cache")  # fmt: skip
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "virtual"), help="where to compute")
+    parser.add_argument("--vram-budget", metavar="SIZE", help="GPU memory to use: 8GiB, 8000MiB, auto")
     parser.add_argument("--activation", metavar="NAME", help="activation of a file that does not say it")
     parser.add_argument("--resume", action="store_true",
                         help="go on where an interrupted run with the same arguments has saved its state, "
@@ -118,7 +120,8 @@ def _profile(args: argparse.Namespace) -> Statistics:
         try:
             statistics = profile(model, sources, n_ctx=args.ctx_size, max_tokens=args.max_tokens,
                                  n_samples=args.samples, mass_share=args.mass_share, thresholds=thresholds,
-                                 kv_type=args.kv_type, n_threads=args.threads, progress=bar.show,
+                                 kv_type=args.kv_type, n_threads=args.threads, device=args.device,
+                                 vram_budget=args.vram_budget, progress=bar.show,
                                  checkpoint=checkpoint, resume=args.resume)  # fmt: skip
         except KeyboardInterrupt:
             bar.end()

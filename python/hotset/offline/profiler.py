@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _core
-from ..arguments import INT64_MAX, checked_float, checked_int
+from ..arguments import INT64_MAX, checked_float, checked_int, checked_text, size_in_bytes
 from ..errors import Error, error_text
 from .npz import read_arrays, write_arrays
 from .statistics import LayerStatistics, Statistics
@@ -66,6 +66,8 @@ def profile(
     kv_type: str = "auto",
     n_threads: int | None = None,
     n_batch: int = 512,
+    device: str = "auto",
+    vram_budget: int | str | None = None,
     progress: Callable[[Progress], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -84,6 +86,8 @@ def profile(
         kv_type: type of the KV cache, as in `Model`.
         n_threads: threads that compute; None = one per physical core.
         n_batch: tokens computed at once.
+        device, vram_budget: as in `Model`. An accelerator shares the work and changes no figure of a neuron-major file;
+            with one in the standard layout it computes with units as rows, which may round otherwise.
         progress: called now and then.
         checkpoint: file in which the state is saved every half minute and when the run is interrupted, by an error or
             Ctrl-C. It stays: remove it when the statistics are saved.
@@ -105,7 +109,9 @@ def profile(
     }
     threads = 0 if n_threads is None else checked_int("profile", "n_threads", n_threads, 0, 1024)
     batch = checked_int("profile", "n_batch", n_batch, 1, 65536)
-    run = _Run(model._open_engine(), _sources(texts), options, threads, batch)
+    where = {"device": checked_text("profile", "device", device),
+             "vram_budget": size_in_bytes("profile", "vram_budget", vram_budget)}  # fmt: skip
+    run = _Run(model._open_engine(), _sources(texts), options, threads, batch, where)
     if thresholds is not None:
         run.take_thresholds(thresholds)
     if resume and checkpoint is not None and Path(checkpoint).exists():
@@ -181,19 +187,23 @@ class _Run:
     """One profile: the native counters, and how far the texts have been read."""
 
     def __init__(self, engine: _core.Engine, sources: list[Source], options: dict[str, Any], n_threads: int,
-                 n_batch: int) -> None:  # fmt: skip
+                 n_batch: int, where: dict[str, Any]) -> None:  # fmt: skip
         self._engine, self._options = engine, options
         self._corpora = [_Corpus(source) for source in sources]
         self._pass_tokens = max(options["n_ctx"], 4 * n_batch)
         self._profiler = _core.Profiler(engine, kv_type=options["kv_type"], n_ctx=options["n_ctx"],
-                                        n_threads=n_threads, n_batch=n_batch,
-                                        n_samples=options["n_samples"])  # fmt: skip
+                                        n_threads=n_threads, n_batch=n_batch, n_samples=options["n_samples"],
+                                        n_sequences=self._sequences_at_once(where["device"]), **where)  # fmt: skip
         self._needs_calibration = True
         # The sequences that were handed over last, and a hash of all that are counted, with their tokens. An interrupt
         # may come between any two lines; the native counters, which count a pass whole or not at all, say what is true.
         self._pass: list[list[int]] = []
         self._counted: tuple[Any, int] = (hashlib.sha256(), 0)
         self._resumed: tuple[str, int] | None = None
+
+    def _sequences_at_once(self, device: str) -> int:
+        """For how many sequences an accelerator sets memory aside: those of a pass. 0: as they come."""
+        return 0 if device in ("auto", "cpu") else -(-self._pass_tokens // self._options["n_ctx"])
 
     @property
     def n_tokens(self) -> int:
