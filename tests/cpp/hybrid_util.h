@@ -101,6 +101,16 @@ struct Driven {
   std::vector<Session> sessions;
 };
 
+inline std::string floats(std::mt19937_64& random, int64_t n, float size) {
+  std::normal_distribution<float> normal(0, size);
+  std::string out;
+  for (int64_t i = 0; i < n; ++i) {
+    const float value = normal(random);
+    out.append(reinterpret_cast<const char*>(&value), sizeof value);
+  }
+  return out;
+}
+
 // A sidecar with an order of units and, of a kind "low_rank" or "mlp", random factors of rank 32; the last of several
 // layers has none.
 inline std::string predictor_file(std::mt19937_64& random, const Model& model,
