@@ -57,16 +57,17 @@ struct Type {
   size_t block_bytes;  // of row_multiple(type) elements
   size_t scales_at;    // the first of n_scales halves in a block
   int n_scales;
+  uint16_t scale;  // f16; with the scales of sub-blocks as large as a model's
 };
 
-constexpr Type kTypes[] = {{"F32", kWeightF32, 4, 0, 0},
-                           {"F16", kWeightF16, 2, 0, 0},
-                           {"BF16", kWeightBF16, 2, 0, 0},
-                           {"Q8_0", kWeightQ8_0, 34, 0, 1},
-                           {"Q4_0", kWeightQ4_0, 18, 0, 1},
-                           {"Q4_K", kWeightQ4_K, 144, 0, 2},
-                           {"Q5_K", kWeightQ5_K, 176, 0, 2},
-                           {"Q6_K", kWeightQ6_K, 210, 208, 1}};
+constexpr Type kTypes[] = {{"F32", kWeightF32, 4, 0, 0, 0},
+                           {"F16", kWeightF16, 2, 0, 0, 0},
+                           {"BF16", kWeightBF16, 2, 0, 0, 0},
+                           {"Q8_0", kWeightQ8_0, 34, 0, 1, 0x2000},
+                           {"Q4_0", kWeightQ4_0, 18, 0, 1, 0x2000},
+                           {"Q4_K", kWeightQ4_K, 144, 0, 2, 0x0800},
+                           {"Q5_K", kWeightQ5_K, 176, 0, 2, 0x0800},
+                           {"Q6_K", kWeightQ6_K, 210, 208, 1, 0x0200}};
 
 // Plausible weights: blocks of small scales and random integers, or floats of ordinary size.
 void fill_rows(std::byte* data, const Type& type) {
@@ -76,9 +77,8 @@ void fill_rows(std::byte* data, const Type& type) {
     const uint64_t floats = (state & 0x83ff83ff83ff83ff) | 0x2c002c002c002c00;  // as 16-bit floats, and as F32
     std::memcpy(data + at, is_block_type(type.type) ? &state : &floats, 8);
   }
-  const uint16_t scale = 0x2000;  // 2^-7
   for (size_t at = 0; at + type.block_bytes <= kMatrixBytes; at += type.block_bytes)
-    for (int i = 0; i < type.n_scales; ++i) std::memcpy(data + at + type.scales_at + 2 * i, &scale, 2);
+    for (int i = 0; i < type.n_scales; ++i) std::memcpy(data + at + type.scales_at + 2 * i, &type.scale, 2);
 }
 
 // Activations with their storage.
