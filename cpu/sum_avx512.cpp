@@ -76,6 +76,19 @@ inline uint32_t bad_blocks(uint32_t bad, int set) {
   return out;
 }
 
+// Low and high pairs of lanes, each lane for the two halves of its block: where Format::half_of puts them.
+inline void spread_pairs(__m512i* sets) {
+  const __m512i lanes = sets[0];
+  sets[0] = _mm512_shuffle_i32x4(lanes, lanes, 0xa0), sets[1] = _mm512_shuffle_i32x4(lanes, lanes, 0xf5);
+}
+
+// h of quad k, 0 for units past the last, in every lane.
+inline __m512 quad_weights(const float* h, int64_t k, int64_t n_units) {
+  const int64_t n = n_units - 4 * k;
+  return _mm512_broadcast_f32x4(n < 4 ? _mm_maskz_loadu_ps(static_cast<__mmask8>((1 << n) - 1), h + 4 * k)
+                                      : _mm_loadu_ps(h + 4 * k));
+}
+
 // The limbs of a quad for one activation; kFitting: with the care that scales ask for of which some do not fit.
 template <class Format, bool kFitting>
 inline void weigh(const Quad& quad, __m512 h, Limbs& out, StripScales& all) {
@@ -92,9 +105,8 @@ inline void weigh(const Quad& quad, __m512 h, Limbs& out, StripScales& all) {
     split(s, set, out);
   }
   if constexpr (Format::kPairs) {
-    const __m512i low = out.low[0], high = out.high[0];
-    out.low[0] = _mm512_shuffle_i32x4(low, low, 0xa0), out.low[1] = _mm512_shuffle_i32x4(low, low, 0xf5);
-    out.high[0] = _mm512_shuffle_i32x4(high, high, 0xa0), out.high[1] = _mm512_shuffle_i32x4(high, high, 0xf5);
+    spread_pairs(out.low);
+    spread_pairs(out.high);
   }
   if constexpr (Format::kHasMinimum) {
     __m512i s[2];
@@ -109,11 +121,53 @@ inline StripScales weigh_all(const Quad* quads, int64_t n_units, const float* h,
   StripScales all;
   const __m512 one = _mm512_set1_ps(kFitting ? 1.0f : static_cast<float>(kSumOne));
   for (int64_t k = 0; 4 * k < n_units; ++k) {
-    const int64_t n = n_units - 4 * k;
-    const __m512 h4 = _mm512_broadcast_f32x4(n < 4 ? _mm_maskz_loadu_ps(static_cast<__mmask8>((1 << n) - 1), h + 4 * k)
-                                                   : _mm_loadu_ps(h + 4 * k));
-    weigh<Format, kFitting>(quads[k], _mm512_mul_ps(h4, one), out[k], all);
+    weigh<Format, kFitting>(quads[k], _mm512_mul_ps(quad_weights(h, k, n_units), one), out[k], all);
   }
+  return all;
+}
+
+// From these bits on, of scaled floats as of kLimitBits, S takes more than four limbs.
+constexpr uint32_t kWideBits = (127u + 30u) << 23;
+
+// The limbs of S as an int32, A, B, C, D in the dwords of each lane: dword i of a lane is their limb i.
+inline __m512i split_narrow(__m512 scaled) {
+  const __m512i bias = _mm512_set1_epi32(static_cast<int>(0x80808080));
+  const __m512i bytes = _mm512_xor_si512(_mm512_add_epi32(_mm512_cvtps_epi32(scaled), bias), bias);
+  return _mm512_shuffle_epi8(
+      bytes, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
+}
+
+// Sums of limb i in dword i of each lane as qwords whose sum is that of S, laid out as StripScales has them.
+inline void widen_total(__m512i limbs, __m512i* out) {
+  const __m512i shifts = _mm512_setr_epi64(0, 8, 16, 24, 0, 8, 16, 24);
+  out[0] = _mm512_sllv_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(limbs)), shifts);
+  out[1] = _mm512_sllv_epi64(_mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(limbs, 1)), shifts);
+}
+
+// weigh_all for S of at most four limbs, a third of its work. Good for nothing if `largest` reaches kWideBits.
+template <class Format>
+inline StripScales weigh_narrow(const Quad* quads, int64_t n_units, const float* h, Limbs* out) {
+  constexpr int kSets = Format::kHalfScales ? 2 : 1;
+  const __m512 one = _mm512_set1_ps(static_cast<float>(kSumOne));
+  const __m512i ones = _mm512_set1_epi8(1);
+  StripScales all;
+  __m512i total[2] = {}, minimum = _mm512_setzero_si512();
+  const auto limbs = [&](__m512 weight, __m512 d) {
+    const __m512 p = _mm512_mul_ps(weight, d);
+    all.largest = _mm512_max_epu32(all.largest, _mm512_castps_si512(_mm512_abs_ps(p)));
+    return split_narrow(p);
+  };
+  for (int64_t k = 0; 4 * k < n_units; ++k) {
+    const __m512 weight = _mm512_mul_ps(quad_weights(h, k, n_units), one);
+    for (int set = 0; set < kSets; ++set) {
+      out[k].low[set] = limbs(weight, quads[k].d[set]);
+      if constexpr (Format::kOffset != 0) total[set] = _mm512_dpbusd_epi32(total[set], ones, out[k].low[set]);
+    }
+    if constexpr (Format::kHasMinimum) minimum = _mm512_dpbusd_epi32(minimum, ones, limbs(weight, quads[k].m));
+    if constexpr (Format::kPairs) spread_pairs(out[k].low);
+  }
+  for (int set = 0; Format::kOffset != 0 && set < kSets; ++set) widen_total(total[set], all.total[set]);
+  if constexpr (Format::kHasMinimum) widen_total(minimum, all.minimum);
   return all;
 }
 
@@ -158,6 +212,11 @@ inline void add_eight(int64_t* sums, __m512i by) {
   _mm512_storeu_si512(sums, _mm512_mask_add_epi64(old, valid, old, by));
 }
 
+// sum += the products of bytes, those of `u` unsigned. The intrinsic's sums GCC 12 copies back and forth, and spills.
+[[gnu::always_inline]] inline void add_dots(__m512i& sum, __m512i u, __m512i limb) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(limb));
+}
+
 // Limb i in every dword of a lane.
 [[gnu::always_inline]] inline __m512i limb_of(__m512i low, __m512i high, int i) {
   switch (i) {
@@ -189,7 +248,7 @@ inline void add_set(const Quad* quads, const Limbs* limbs, int64_t n_quads, int 
     for (int i = 0; i < L; ++i) {
       const __m512i limb = limb_of(low, high, i);
 #pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) sums[i][v] = _mm512_dpbusd_epi32(sums[i][v], q[v], limb);
+      for (int v = 0; v < 4; ++v) add_dots(sums[i][v], q[v], limb);
     }
   }
   __m512i pairs[kPairs][4];  // of limbs 2 i and 2 i + 1
@@ -224,13 +283,23 @@ template <class Format, int L>
   for (int set = 0; set < 2; ++set) add_set<Format, L>(quads, limbs, n_quads, set, correction, part);
 }
 
-// Adds one strip of `n_units` units, weighed by h.
+// Adds one strip of `n_units` units, weighed by h. `narrow`: whether to expect S of at most four limbs; what they were,
+// after it.
 template <class Format>
-inline void sum_strip(const Quad* quads, int64_t n_units, const float* h, const StripPart& part) {
+inline void sum_strip(const Quad* quads, int64_t n_units, const float* h, const StripPart& part, bool& narrow) {
   const int64_t n_quads = (n_units + 3) / 4;
   Limbs limbs[kPassQuads];
-  StripScales all = weigh_all<Format, false>(quads, n_units, h, limbs);
-  uint32_t largest = _mm512_reduce_max_epu32(all.largest);
+  StripScales all;
+  uint32_t largest = kWideBits;
+  if (narrow) {
+    all = weigh_narrow<Format>(quads, n_units, h, limbs);
+    largest = _mm512_reduce_max_epu32(all.largest);
+  }
+  if (largest >= kWideBits) {
+    all = weigh_all<Format, false>(quads, n_units, h, limbs);
+    largest = _mm512_reduce_max_epu32(all.largest);
+  }
+  narrow = largest < kWideBits;
   if (largest >= kLimitBits) {
     all = weigh_all<Format, true>(quads, n_units, h, limbs);
     largest = _mm512_reduce_max_epu32(all.largest);
@@ -259,6 +328,7 @@ void sum_pass(const RowSumArgs& args, SumPass& pass, const SumPass& next) {
   const int64_t first = args.first_col / kBlock, end = (args.first_col + args.n_cols) / kBlock;
   const int64_t first_strip = first / kStripBlocks, n_strips = (end + kStripBlocks - 1) / kStripBlocks - first_strip;
   Ahead<Format::kType> ahead(args, next, n_strips * n_quads);
+  bool narrow = true;
   for (int64_t i = 0; i < n_strips; ++i) {
     Quad quads[kPassQuads];
     for (int64_t k = 0; k < n_quads; ++k) {
@@ -269,7 +339,7 @@ void sum_pass(const RowSumArgs& args, SumPass& pass, const SumPass& next) {
     StripPart part{first > block ? first - block : 0, end - block < kStripBlocks ? end - block : kStripBlocks, nullptr};
     for (int64_t a = 0; a < args.n_acts; ++a) {
       part.sums = args.sums + a * args.sums_stride + block * kBlock - args.first_col;
-      sum_strip<Format>(quads, pass.n_units, pass.h + a * args.h_stride, part);
+      sum_strip<Format>(quads, pass.n_units, pass.h + a * args.h_stride, part, narrow);
     }
   }
 }
