@@ -144,7 +144,7 @@ inline void widen_total(__m512i limbs, __m512i* out) {
   out[1] = _mm512_sllv_epi64(_mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(limbs, 1)), shifts);
 }
 
-// weigh_all for S of at most four limbs, a third of its work. Good for nothing if `largest` reaches kWideBits.
+// weigh_all for S of at most four limbs, with S as int32. Good for nothing if `largest` reaches kWideBits.
 template <class Format>
 inline StripScales weigh_narrow(const Quad* quads, int64_t n_units, const float* h, Limbs* out) {
   constexpr int kSets = Format::kHalfScales ? 2 : 1;
