@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -90,6 +91,9 @@ class Program {
   virtual size_t buffer_bytes() const = 0;  // activations and scratch this program holds
   virtual UnitCounts unit_counts() const = 0;
   virtual Traffic traffic() const { return {}; }
+  // Adds to counts[i] how many rows have listed the unit of tally first + i (op::SelectUnits) since the program was made,
+  // modulo 2^32; 0 for those that the lane does not count. Not while it runs.
+  virtual void add_tallies(int64_t /*first*/, std::span<uint32_t> /*counts*/) const {}
 };
 
 struct DeviceInfo {

@@ -30,6 +30,7 @@ struct VirtualDeviceOptions {
   int32_t max_delay_us = 0;            // waits up to so long before each phase of a program
   // Faults for tests, counted from 1; 0 = never.
   int64_t fail_alloc = 0;  // this allocation
+  int64_t fail_upload = 0;  // this one
   int64_t fail_phase = 0;  // this phase since the device was made throws
   int64_t hang_phase = 0;  // at this phase it stops and says nothing more
 };

@@ -116,10 +116,12 @@ void EngineImpl::advance(std::span<const Engine::Entry> entries, const std::vect
       const std::lock_guard<FairMutex> lock(compute_);
       Executor& executor = executor_for(progress);
       if (!fill_step(progress, executor.plan())) break;
+      begin_adaptive_step();
       params_.stop = stop_any;
       if (params_.observer) params_.observer->begin_step(params_.rows);
       executor.run(params_);
       collect_logits(progress, executor.logits());
+      adapt();
     }
   } catch (...) {
     for (size_t i = 0; i < states.size(); ++i) {
@@ -173,6 +175,7 @@ const Model& Engine::model() const { return *impl_->model; }
 EngineInfo Engine::info() const { return impl_->info(); }
 const Predictor* Engine::predictor() const { return impl_->predictor(); }
 Traffic Engine::traffic() const { return impl_->traffic(); }
+ActivityCounts Engine::activity() const { return impl_->activity(); }
 UnitCounts Engine::unit_counts() const { return impl_->unit_counts(); }
 Session Engine::open_session() { return Session(shared_from_this(), std::make_unique<SequenceState>()); }
 

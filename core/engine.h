@@ -29,6 +29,7 @@ namespace hotset {
 class EngineImpl;
 class Predictor;
 class Sidecar;
+struct AdaptationOptions;
 struct MachineRates;
 struct Placement;
 struct VirtualDeviceOptions;
@@ -83,6 +84,11 @@ struct EngineOptions {
   int64_t stream_from_rows = -1;
   uint64_t stream_bytes = 0;
   std::shared_ptr<const Sidecar> opened_sidecar{};  // the file that `sidecar` means, where it is open already
+  // Whether hot and cold units change places while generating, in mode exact with an accelerator, as text asks for other
+  // ones: "on" | "off" | "auto": on, but where a file's units lie hottest first already their rows stay in the mapped
+  // file, and "on" copies them. No result changes.
+  std::string adapt = "auto";
+  std::shared_ptr<const AdaptationOptions> adaptation{};  // for tests; nullptr = swaps as the cost model allows
   std::shared_ptr<const VirtualDeviceOptions> virtual_device{};  // of device "virtual", for tests; nullptr = ordinary
   std::string isa{};             // "" = best here (or HOTSET_ISA), "generic", "avx2", "avx512"; "amx" when named
   // Weights that this engine of the same model laid out anew at load are used, in dense mode too: dense results on the
@@ -118,10 +124,18 @@ struct EngineInfo {
   uint64_t device_weight_bytes = 0;  // part of it
   uint64_t device_kv_bytes = 0;      // part of it: of n_ctx positions for each of n_sequences
   uint64_t arena_bytes = 0;          // host memory with the rows of cold units
-  uint64_t shared_bytes = 0;         // host memory through which hand-offs go
+  uint64_t shared_bytes = 0;         // host memory through which hand-offs and exchanged units go
+  bool adapts = false;               // units change places while generating
+  uint64_t n_swaps = 0;              // of a hot and a cold unit, so far
   double gpu_active_share = 0;  // of the active units, as far as frequencies are known, else of all; 0 with a given
                                 // placement
   double predicted_tg_ts = 0;   // tokens per second that the placement reckons with; 0 = not known
+};
+
+// How many of n_tokens tokens each unit was active for, by layer and unit, whatever slot it was in.
+struct ActivityCounts {
+  uint64_t n_tokens = 0;
+  std::vector<std::vector<uint64_t>> layers;  // (n_layer, n_ff)
 };
 
 // Memory of a pretend card for which no budget was given.
@@ -144,6 +158,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   EngineInfo info() const;
   UnitCounts unit_counts() const;  // of exact and predict steps since the engine was made
   Traffic traffic() const;         // with an accelerator
+  // What adaptation has counted since the engine was made; no layers where it does not adapt.
+  ActivityCounts activity() const;
   const Predictor* predictor() const;  // of mode predict, else nullptr; lives as long as the engine
   Session open_session();
   // A session that goes on where the saved one was. It has no logits until its next advance. Throws Error (cannot be

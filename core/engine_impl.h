@@ -8,6 +8,7 @@
 #include <mutex>
 #include <vector>
 
+#include "core/adaptation.h"
 #include "core/device.h"
 #include "core/engine.h"
 #include "core/executor.h"
@@ -18,9 +19,12 @@
 #include "core/relayout.h"
 #include "core/sequence_file.h"
 #include "core/streamed_units.h"
+#include "core/unit_exchange.h"
 #include "core/weight_placer.h"
 
 namespace hotset {
+
+struct PlanRequest;
 
 // What a sequence remembers: its tokens, the KV blocks that hold them, the logits of its latest advance.
 class SequenceState {
@@ -65,6 +69,7 @@ class EngineImpl {
   const Weights& weights() const;
   UnitCounts unit_counts() const;
   Traffic traffic() const;
+  ActivityCounts activity();
   void advance(std::span<const Engine::Entry> entries, const std::vector<SequenceState*>& states,
                const StopCheck& stop);
   // Forgets positions from n on and gives their blocks back.
@@ -93,6 +98,12 @@ class EngineImpl {
                       const std::vector<std::vector<double>>& frequencies, bool is_outline);
   void take_device_kv(const EngineOptions& options, bool is_outline);
   void fill_info(EngineInfo& info) const;
+  // Exchange of units between steps: see engine_adapt.cpp.
+  void start_adaptation(const EngineOptions& options, const PlanRequest& request);
+  AdaptationOptions affordable_swaps(const MachineRates& rates) const;
+  void begin_adaptive_step();
+  void adapt();
+  std::span<const uint32_t> tallies(size_t layer);
   int64_t blocks_per_sequence() const { return (n_ctx_ + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions; }
 
   std::shared_ptr<const Relayout> choose_weights(const EngineOptions& options, bool is_outline) const;
@@ -116,7 +127,7 @@ class EngineImpl {
   bool fill_step(std::vector<Progress>& progress, const Plan& plan);
   void collect_logits(std::vector<Progress>& progress, const float* logits);
 
-  FairMutex compute_;        // held for one step: guards the executors, params_, output_owner_
+  FairMutex compute_;  // held for one step: guards the executors, params_, output_owner_ and what adaptation knows
   // Held shortly: guards pool_, prefixes_ and slabs_. A running step writes only to blocks that its sequences have
   // alone.
   std::mutex blocks_mutex_;
@@ -130,6 +141,13 @@ class EngineImpl {
   std::unique_ptr<const WeightPlacer> placed_;
   std::unique_ptr<DeviceMemory> device_kv_;  // of all blocks, the layers that the accelerator attends to
   uint64_t device_kv_bytes_ = 0;
+  bool adapts_ = false;  // units are counted one by one, and change places; what follows is nothing in outline
+  int64_t max_swaps_ = AdaptationOptions{}.max_swaps;
+  std::unique_ptr<Adaptation> adaptation_;
+  std::unique_ptr<UnitExchange> exchange_;
+  std::vector<uint32_t> tallies_;     // of one layer
+  bool exchange_failed_ = false;      // units may be mixed up: no step may follow
+  std::atomic<uint64_t> n_swaps_{0};
   std::unique_ptr<Executor> executor_;
   // Of steps with many rows, for which the accelerator computes cold units too; nothing: executor_ does all.
   StreamRing ring_;

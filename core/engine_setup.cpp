@@ -48,6 +48,8 @@ void check_options(const EngineOptions& options) {
                          options.n_gpu_layers.find_first_not_of("0123456789") == std::string::npos;
   if (options.n_gpu_layers != "auto" && options.n_gpu_layers != "all" && !is_number)
     fail_option("n_gpu_layers", "auto, all or a number of layers", quoted(options.n_gpu_layers));
+  if (options.adapt != "auto" && options.adapt != "on" && options.adapt != "off")
+    fail_option("adapt", "auto, on or off", quoted(options.adapt));
   if (options.pin != "auto" && options.pin != "on" && options.pin != "off")
     fail_option("pin", "auto, on or off", quoted(options.pin));
   if (options.device != "auto" && options.device != "cpu" && options.device != "cuda" && options.device != "virtual")
@@ -208,6 +210,7 @@ Plan EngineImpl::make_plan(const EngineOptions& options, const StreamRing* strea
   plan_options.observe = options.observer != nullptr;
   plan_options.predictor = predictor_.get();
   plan_options.stream = stream;
+  plan_options.tally = adapts_;
   Plan plan = placed_ ? build_plan(config, placed_->weights(), plan_options)
                       : build_plan(config, weights(), plan_options);
   plan.max_rows = affordable_rows(plan);

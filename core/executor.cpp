@@ -78,6 +78,10 @@ Traffic Executor::traffic() const {
   return out;
 }
 
+void Executor::add_tallies(int64_t first, std::span<uint32_t> counts) const {
+  for (const auto& program : programs_) program->add_tallies(first, counts);
+}
+
 UnitCounts Executor::unit_counts() const {
   UnitCounts out;
   for (const auto& program : programs_) out += program->unit_counts();

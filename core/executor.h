@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "core/device.h"
@@ -31,6 +32,7 @@ class Executor {
   size_t buffer_bytes(int32_t lane) const;
   size_t shared_bytes() const;  // of host memory that hand-offs go through
   UnitCounts unit_counts() const;  // of all lanes
+  void add_tallies(int64_t first, std::span<uint32_t> counts) const;  // of all lanes; not during a step
   Traffic traffic() const;         // of the device's lanes
 
  private:

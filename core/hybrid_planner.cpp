@@ -16,7 +16,11 @@ int32_t lane_of(Place place) { return place == Place::kDevice ? kDeviceLane : kH
 class TwoLaneBuilder : private LaneBuilder {
  public:
   TwoLaneBuilder(const ModelConfig& config, const PlacedWeights& weights, const PlanOptions& options)
-      : LaneBuilder(config, options), weights_(weights), observe_(options.observe), stream_(options.stream) {}
+      : LaneBuilder(config, options),
+        weights_(weights),
+        observe_(options.observe),
+        stream_(options.stream),
+        counts_units_(options.tally) {}
 
   Plan build() {
     set_rope_freqs(weights_.rope_freqs);
@@ -32,6 +36,7 @@ class TwoLaneBuilder : private LaneBuilder {
       else
         attention(side(layer, x_lane_), layer_number(), at(x_lane_));
       feed_forward(layer);
+      first_tally_ += layer.n_units;
     }
     head();
     return finish();
@@ -180,10 +185,10 @@ class TwoLaneBuilder : private LaneBuilder {
     const bool from_host = x_lane_ == kHostLane;
     if (from_host) hand_over(x_norm_of(kDeviceLane), x_norm_of(kHostLane), cat("fork ", layer_number()));
     const BufferId sums = own_sums("y_hot");
-    bool is_first = true;
+    int64_t slot = 0;
     const auto sum = [&](const UnitRows& rows) {
-      sum_rows(rows, is_first ? BufferId{} : sums, sums);
-      is_first = false;
+      sum_rows(rows, slot, slot == 0 ? BufferId{} : sums, sums);
+      slot += rows.n;
     };
     if (layer.place.n_hot > 0) sum(hot_rows(layer));
     for (const StreamedChunk& chunk : chunks_[static_cast<size_t>(layer_number())]) {
@@ -228,8 +233,8 @@ class TwoLaneBuilder : private LaneBuilder {
             first_values(w.ffn_up_b, n), w.ffn_down_t, n};
   }
 
-  // sums = onto, where there is one, + the sums of these units.
-  void sum_rows(const UnitRows& rows, BufferId onto, BufferId sums) {
+  // sums = onto, where there is one, + the sums of these units, which have the slots from first_slot on.
+  void sum_rows(const UnitRows& rows, int64_t first_slot, BufferId onto, BufferId sums) {
     op::SparseFfn ffn{};
     ffn.activation = config_.activation;
     if (exact_) {
@@ -237,7 +242,7 @@ class TwoLaneBuilder : private LaneBuilder {
       ffn.detected = own("detected", rows.n), ffn.units = own("hot", rows.n + 1, BufferKind::kUnits);
       const WeightId matrix = weight(gated ? rows.gate : rows.up);
       add(op::Detect{matrix, weight(gated ? rows.gate_bias : rows.up_bias), x_norm_of(lane_), ffn.detected});
-      add(op::SelectUnits{ffn.detected, ffn.units, {}, UnitSet::kActive, 0, rows.n});
+      add(op::SelectUnits{ffn.detected, ffn.units, {}, UnitSet::kActive, 0, rows.n, tally(first_slot)});
     }
     ffn.gate = weight(rows.gate), ffn.gate_bias = weight(rows.gate_bias);
     ffn.up = weight(rows.up), ffn.up_bias = weight(rows.up_bias), ffn.down_t = weight(rows.down_t);
@@ -246,6 +251,8 @@ class TwoLaneBuilder : private LaneBuilder {
   }
 
   int64_t layer_number() const { return static_cast<int64_t>(plan_.kv_lanes.size()) - 1; }
+  // Where the layer's units are counted from a slot on: all layers' slots follow each other.
+  int64_t tally(int64_t slot) const { return counts_units_ ? first_tally_ + slot : -1; }
   BufferId own_sums(const std::string& name) { return own(name, config_.n_embd, BufferKind::kSums); }
   BufferId shared_sums() { return shared("y", config_.n_embd, BufferKind::kSums); }
   BufferId cold_list(const PlacedLayer& layer) {
@@ -305,7 +312,8 @@ class TwoLaneBuilder : private LaneBuilder {
       return;
     }
     handed_ = detect(layer);
-    add(op::SelectUnits{handed_.values, cold_list(layer), handed_.candidates, UnitSet::kActive, n_hot, n_cold});
+    add(op::SelectUnits{handed_.values, cold_list(layer), handed_.candidates, UnitSet::kActive, n_hot, n_cold,
+                        tally(n_hot)});
   }
 
   // The sum of the lane's units. With a list from the device their detect values are known, and no detect row is read.
@@ -334,7 +342,8 @@ class TwoLaneBuilder : private LaneBuilder {
     const int64_t n = n_units(layer, lane_);
     const Detected detected = hands_active(layer) ? handed_ : detect(layer);
     const BufferId units = own(lane_ == kDeviceLane ? "hot" : "cold", n + 1, BufferKind::kUnits);
-    add(op::SelectUnits{detected.values, units, detected.candidates, UnitSet::kActive, 0, n});
+    const int64_t first_slot = lane_ == kDeviceLane ? 0 : layer.place.n_hot;
+    add(op::SelectUnits{detected.values, units, detected.candidates, UnitSet::kActive, 0, n, tally(first_slot)});
     ffn.detected = detected.values, ffn.units = units;
   }
 
@@ -402,6 +411,8 @@ class TwoLaneBuilder : private LaneBuilder {
   std::vector<std::vector<StreamedChunk>> chunks_;  // of each layer
   int64_t n_chunks_ = 0, n_fetched_ = 0;
   std::array<FlagId, StreamRing::kPlaces> free_;  // that the device signals when it is done with what a place has now
+  const bool counts_units_;
+  int64_t first_tally_ = 0;  // of the layer
 };
 
 }  // namespace

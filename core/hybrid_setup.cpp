@@ -64,17 +64,26 @@ void EngineImpl::add_accelerator(const EngineOptions& given, bool is_outline) {
   }
   // Without detection a side computes all of its own units.
   for (LayerPlacement& layer : placement_.layers)
-    if (!exact_) layer = {layer.n_hot, layer.n_hot > 0 ? DetectPlace::kSplit : DetectPlace::kHost, layer.attention};
+    if (!exact_) {
+      layer.detect = layer.n_hot > 0 ? DetectPlace::kSplit : DetectPlace::kHost;
+      layer.device_predicts = false;
+    }
+  // Rows of predictors do not move.
+  adapts_ = exact_ && options.mode != "predict" && options.adapt != "off";
+  if (options.adaptation) max_swaps_ = options.adaptation->max_swaps;
+  // Where no order is given nobody knows which units are hot, and rows that lie in the file as they are cannot move.
+  const bool copies_cold = adapts_ && (options.adapt == "on" || units_by_slot_->empty());
   const int32_t n_threads = std::max(device_->info().n_threads, 1);
   relayout_ = choose_weights(options, is_outline);
   if (options.mode == "predict") predictor_ = make_predictor(options, is_outline);
-  placed_ =
-      std::make_unique<const WeightPlacer>(*model, relayout_, placement_, *units_by_slot_, *accelerator_,
-                                           WeightPlacer::Options{n_threads, is_outline, options.log, predictor_.get()});
+  placed_ = std::make_unique<const WeightPlacer>(
+      *model, relayout_, placement_, *units_by_slot_, *accelerator_,
+      WeightPlacer::Options{n_threads, is_outline, copies_cold, options.log, predictor_.get()});
   for (size_t i = 0; predictor_ && !is_outline && !options.observer && i < placement_.layers.size(); ++i)
     predictor_->drop_rows(i, placed_->weights().layers[i].device_predictor.n_units());
   make_executors(options, *request.rates, request.frequencies, is_outline);
   take_device_kv(options, is_outline);
+  if (adapts_ && !is_outline) start_adaptation(options, request);
   const uint64_t free_bytes = accelerator_->free_bytes();
   HS_CHECK(is_outline || free_bytes == UINT64_MAX || budget - free_bytes == info().device_bytes, "engine");
   if (!is_outline) log_to(options.log, LogLevel::kInfo, load_line(info(), placement_, budget, placed_->seconds()));
@@ -126,6 +135,9 @@ void EngineImpl::fill_info(EngineInfo& info) const {
   }
   info.arena_bytes = placed_->arena_bytes();
   info.shared_bytes = executor_->shared_bytes() + (stream_executor_ ? stream_executor_->shared_bytes() : 0);
+  if (adapts_) info.shared_bytes += UnitExchange::staging_bytes(placed_->weights(), max_swaps_);
+  info.adapts = adapts_;
+  info.n_swaps = n_swaps_;
   info.gpu_active_share = gpu_active_share_;
   info.predicted_tg_ts = placement_.seconds > 0 ? 1 / placement_.seconds : 0;
 }

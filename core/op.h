@@ -131,6 +131,7 @@ struct SelectUnits {
   UnitSet set = UnitSet::kActive;
   int64_t first_unit = 0;
   int64_t n_units = 0;  // 0 = all columns from first_unit on
+  int64_t tally = -1;   // where the rows that list a unit are counted (Program::add_tallies): of the first; -1 = nowhere
 };
 
 // The feed-forward network over units stored as rows: out (n_embd) = sum over the listed units u of h_u * down_t_u,

@@ -23,6 +23,7 @@ struct PlanOptions {
   // With an accelerator: it computes the cold units too, whose rows come to it through this ring; not with a predictor or
   // `observe`. Memory of the device that outlives the plan.
   const StreamRing* stream = nullptr;
+  bool tally = false;  // of two devices: count the rows that list each unit, by layer and slot (op::SelectUnits::tally)
 };
 
 // The plan that computes a batch of rows of a model on one device. The plan's weights view the model's memory.

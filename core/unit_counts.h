@@ -13,10 +13,16 @@ struct UnitCounts {
   uint64_t computed = 0;
   uint64_t total = 0;
   uint64_t candidates = 0;  // in exact mode all, in predict mode those that the predictor proposed
+  uint64_t on_host = 0;     // active ones that the host computed; without an accelerator all
   // nullopt where no exact step has been made.
   std::optional<double> share() const { return share_of(active); }
   std::optional<double> computed_share() const { return share_of(computed); }
   std::optional<double> candidate_share() const { return share_of(candidates); }
+  // Part of the active units that is on the host: cold. nullopt where none was active.
+  std::optional<double> cold_share() const {
+    if (active == 0) return std::nullopt;
+    return static_cast<double>(on_host) / static_cast<double>(active);
+  }
   // Candidates for each of them that was active: what a predictor costs. 1 would be an oracle.
   std::optional<double> over_selection() const {
     if (active == 0) return std::nullopt;
@@ -25,10 +31,12 @@ struct UnitCounts {
 
   UnitCounts& operator+=(const UnitCounts& other) {
     active += other.active, computed += other.computed, total += other.total, candidates += other.candidates;
+    on_host += other.on_host;
     return *this;
   }
   UnitCounts operator-(const UnitCounts& other) const {
-    return {active - other.active, computed - other.computed, total - other.total, candidates - other.candidates};
+    return {active - other.active, computed - other.computed, total - other.total, candidates - other.candidates,
+            on_host - other.on_host};
   }
 
  private:

@@ -79,9 +79,10 @@ void gather(Device& device, ThreadPool& pool, const std::vector<std::unique_ptr<
 class WeightPlacer::Layout {
  public:
   Layout(PlacedWeights& out, const Weights& weights, const Placement& placement,
-         const std::vector<std::vector<int32_t>>& units_by_slot, const Predictor* predictor)
-      : arena_bytes_(weights.layers.size()) {
+         const std::vector<std::vector<int32_t>>& units_by_slot, const WeightPlacer::Options& options)
+      : copies_cold_(options.copies_cold), arena_bytes_(weights.layers.size()) {
     out.layers.resize(weights.layers.size());
+    const Predictor* const predictor = options.predictor;
     for (layer_ = 0; layer_ < weights.layers.size(); ++layer_) {
       const bool as_it_lies = units_by_slot.empty() || is_identity(units_by_slot[layer_]);
       units_ = as_it_lies ? nullptr : units_by_slot[layer_].data();
@@ -116,6 +117,7 @@ class WeightPlacer::Layout {
     for (NamedTensor LayerWeights::*each : kWhole) whole(side.*each, w.*each, on_device);
     const bool gated = static_cast<bool>(w.ffn_gate);
     const int64_t hot = place.n_hot;
+    copies_host_ = units_ || (copies_cold_ && hot > 0 && hot < out.n_units);
     const int64_t detected_there = place.detect == DetectPlace::kDevice ? out.n_units : hot;
     cut(out, w, &LayerWeights::ffn_gate, detected_there);
     cut(out, w, &LayerWeights::ffn_gate_b, detected_there);
@@ -134,7 +136,7 @@ class WeightPlacer::Layout {
     if (n_device < out.n_units) whole(out.host_predictor.fc1, p.fc1, false);
     if (p.planes && out.place.detect == DetectPlace::kSplit && out.place.device_predicts)
       cut(out.device_predictor.bias, none.bias, w.ffn_gate ? w.ffn_gate_b : w.ffn_up_b, out.n_units, n_device);
-    units_ = nullptr;
+    units_ = nullptr, copies_host_ = false;
     using Part = NamedTensor Predictor::Layer::*;
     for (const Part each : {&Predictor::Layer::planes, &Predictor::Layer::low, &Predictor::Layer::step,
                             &Predictor::Layer::error, &Predictor::Layer::fc2, &Predictor::Layer::bias})
@@ -166,7 +168,7 @@ class WeightPlacer::Layout {
     if (n == 0) return;
     to.name = name;
     to.view = rows_of(rows, first, n);
-    if (on_device || units_) push({rows, units_, first, n, &to, on_device, 0, layer_});
+    if (on_device || copies_host_) push({rows, units_, first, n, &to, on_device, 0, layer_});
     if (is_vector) to.view = {to.view.data, rows.dtype, n, 1, static_cast<size_t>(n) * rows.row_stride};
   }
 
@@ -182,6 +184,8 @@ class WeightPlacer::Layout {
     jobs_.push_back(job);
   }
 
+  const bool copies_cold_;
+  bool copies_host_ = false;  // of the layer being laid out
   size_t layer_ = 0;
   const int32_t* units_ = nullptr;  // of the layer being laid out; null = slots are units
   std::vector<Job> jobs_;
@@ -193,16 +197,29 @@ WeightPlacer::WeightPlacer(const Model& model, std::shared_ptr<const Relayout> r
                            const std::vector<std::vector<int32_t>>& units_by_slot, Device& device,
                            const Options& options)
     : rows_(std::move(rows)) {
-  const Layout layout(placed_, rows_->weights(), placement, units_by_slot, options.predictor);
+  const Layout layout(placed_, rows_->weights(), placement, units_by_slot, options);
   device_bytes_ = layout.device_bytes();
-  for (size_t i = 0; i < placed_.layers.size(); ++i) arena_bytes_ += layout.arena_bytes(i);
+  for (size_t i = 0; i < placed_.layers.size(); ++i) {
+    arena_bytes_ += layout.arena_bytes(i);
+    has_arena_.push_back(layout.arena_bytes(i) > 0);
+  }
   if (!options.is_outline && device_bytes_ > device.free_bytes())
     throw OutOfMemoryError(error_text("engine", "device memory for weights", cat("at most ", device.free_bytes(), " bytes"),
                                       cat(device_bytes_), "lower --vram-budget"));
   copy(model, device, options, layout);
+  // Down projections that were turned at load and then copied are not needed any more.
+  const auto lies = [&](size_t i) { return placed_.layers[i].host.ffn_down_t && !has_arena_[i]; };
+  bool is_used = false;
+  for (size_t i = 0; i < placed_.layers.size(); ++i) is_used = is_used || lies(i);
+  if (!is_used) rows_.reset();
 }
 
 WeightPlacer::~WeightPlacer() = default;
+
+bool WeightPlacer::can_exchange(size_t layer) const {
+  const PlacedLayer& of = placed_.layers[layer];
+  return has_arena_[layer] && of.place.n_hot > 0 && of.place.n_hot < of.n_units;
+}
 
 // Points all views to their places, and fills those a layer at a time.
 void WeightPlacer::copy(const Model& model, Device& device, const Options& options, const Layout& layout) {

@@ -25,6 +25,8 @@ class WeightPlacer {
   struct Options {
     int32_t n_threads = 1;
     bool is_outline = false;  // sizes and views only: nothing is allocated, copied or to be read
+    // Cold units of layers that have hot ones, too, are copied even where slots are units, so that they can be exchanged.
+    bool copies_cold = false;
     LogSink log{};
     const Predictor* predictor = nullptr;  // with its rows in order of the same slots; none: nothing is predicted
   };
@@ -40,6 +42,8 @@ class WeightPlacer {
   uint64_t device_bytes() const { return device_bytes_; }  // exact, as allocated
   uint64_t arena_bytes() const { return arena_bytes_; }    // of cold units copied in host memory
   double seconds() const { return seconds_; }              // that copying took
+  // Whether the layer has hot units, and cold ones in memory that may be written (core/unit_exchange.h).
+  bool can_exchange(size_t layer) const;
 
  private:
   class Layout;
@@ -49,6 +53,7 @@ class WeightPlacer {
   PlacedWeights placed_;
   std::unique_ptr<DeviceMemory> memory_;
   std::vector<Arena> arenas_;
+  std::vector<bool> has_arena_;  // (n_layer)
   uint64_t device_bytes_ = 0, arena_bytes_ = 0;
   double seconds_ = 0;
 };

@@ -6,10 +6,12 @@
 // has lost its core holds up nothing. Which worker computes a task never changes its result.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "core/device.h"
@@ -87,7 +89,11 @@ class CpuProgram final : public Program {
   UnitCounts unit_counts() const override {
     const auto value = [](const std::atomic<uint64_t>& count) { return count.load(std::memory_order_relaxed); };
     return {value(unit_counts_.active), value(unit_counts_.computed), value(unit_counts_.total),
-            value(unit_counts_.candidates)};
+            value(unit_counts_.candidates), value(unit_counts_.on_host)};
+  }
+  void add_tallies(int64_t first, std::span<uint32_t> counts) const override {
+    for (int64_t i = 0; i < std::min(std::ssize(counts), n_tallies_ - first); ++i)
+      counts[static_cast<size_t>(i)] += tallies_[first + i];
   }
 
   Traffic traffic() const override {
@@ -124,11 +130,13 @@ class CpuProgram final : public Program {
   std::vector<std::unique_ptr<Phase>> phases_;
   std::vector<RowTile> tiles_;
   struct {
-    std::atomic<uint64_t> active{0}, computed{0}, total{0}, candidates{0};
+    std::atomic<uint64_t> active{0}, computed{0}, total{0}, candidates{0}, on_host{0};
   } unit_counts_;
   struct {
     std::atomic<uint64_t> to_host{0}, to_device{0}, n_signals{0}, n_waits{0}, fetched{0};
   } traffic_;
+  uint32_t* tallies_ = nullptr;  // (n_tallies_) op::SelectUnits::tally
+  int64_t n_tallies_ = 0;
   bool only_listed_ = false;  // FfnShape::only_listed
   bool detects_listed_ = false;  // DetectShape::only_listed
 

@@ -1,6 +1,7 @@
 #include "cpu/phase_builder.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -18,6 +19,16 @@ void visit_products(const Op& op, F&& f) {
   if (const auto* o = std::get_if<op::SparseFfn>(&op)) {
     if (o->gate) f(o->gate, o->in);
     if (o->up) f(o->up, o->in);
+  }
+}
+
+// One to the tally of every listed unit. Rows of a step are counted by several workers.
+void count_listed(const int32_t* units, int64_t n, bool is_shared, uint32_t* tally) {
+  for (int64_t i = 0; i < n; ++i) {
+    if (is_shared)
+      std::atomic_ref(tally[units[i]]).fetch_add(1, std::memory_order_relaxed);
+    else
+      ++tally[units[i]];
   }
 }
 
@@ -67,6 +78,7 @@ void PhaseBuilder::check_supported(const Plan& plan, int32_t lane, const char* w
 void PhaseBuilder::build() {
   mark_block_inputs();
   allocate_buffers();
+  allocate_tallies();
   for (at_ = 0; at_ < plan_.steps.size(); ++at_) {
     if (plan_.steps[at_].lane != lane_) continue;
     std::visit([this](const auto& o) { add(o); }, plan_.steps[at_].op);
@@ -146,6 +158,15 @@ void PhaseBuilder::allocate_buffers() {
     program_.buffers_.push_back(out);
     if (out.data != nullptr) allocate_activations(i);
   }
+}
+
+void PhaseBuilder::allocate_tallies() {
+  int64_t n = 0;
+  for (const Step& step : plan_.steps)
+    if (const auto* o = std::get_if<op::SelectUnits>(&step.op); o && step.lane == lane_ && o->tally >= 0)
+      n = std::max(n, o->tally + (o->n_units > 0 ? o->n_units : plan_.buffer(o->in).n_cols - o->first_unit));
+  program_.n_tallies_ = n;
+  if (n > 0) program_.tallies_ = reinterpret_cast<uint32_t*>(take_memory(static_cast<size_t>(n) * sizeof(uint32_t)));
 }
 
 void PhaseBuilder::allocate_activations(size_t index) {
@@ -359,6 +380,8 @@ void PhaseBuilder::add(const op::SelectUnits& o) {
                                       out = buffer(o.out), is_active = o.set == UnitSet::kActive, first = o.first_unit,
                                       n_units = o.n_units > 0 ? o.n_units : buffer(o.in).n_cols - o.first_unit,
                                       moved = is_handed_over(o.out) ? &program_.traffic_.to_host : nullptr,
+                                      tally = o.tally >= 0 ? program_.tallies_ + o.tally : nullptr,
+                                      is_cold = lane_ == kHostLane || is_handed_over(o.out),
                                       counts = &program_.unit_counts_](int64_t row, const StepContext& context) {
     const float* const values = in.row(row) + first;
     int32_t* const list = reinterpret_cast<int32_t*>(out.row(row));
@@ -381,7 +404,9 @@ void PhaseBuilder::add(const op::SelectUnits& o) {
       moved->fetch_add(static_cast<uint64_t>(with_values ? 1 + 2 * n : 1 + n) * 4, std::memory_order_relaxed);
     if (with_values)
       for (int64_t i = 0; i < n; ++i) active_values(out, row)[i] = values[list[1 + i]];
+    if (tally != nullptr) count_listed(list + 1, n, context.n_rows > 1, tally);
     if (!is_active) return;
+    if (is_cold) counts->on_host.fetch_add(static_cast<uint64_t>(n), std::memory_order_relaxed);
     counts->active.fetch_add(static_cast<uint64_t>(n), std::memory_order_relaxed);
     counts->total.fetch_add(static_cast<uint64_t>(n_units), std::memory_order_relaxed);
     counts->candidates.fetch_add(static_cast<uint64_t>(n_looked_at), std::memory_order_relaxed);

@@ -30,6 +30,7 @@ class PhaseBuilder {
   bool has_unit_lists() const;              // whether a SparseFfn of this lane has
   int64_t few_rows(bool with_lists) const;  // FfnShape::partial_rows
   void allocate_activations(size_t buffer);
+  void allocate_tallies();
 
   void add(const op::Embed& o);
   void add(const op::EmbedPosition& o);

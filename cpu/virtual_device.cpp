@@ -38,6 +38,7 @@ class VirtualProgram final : public Program {
   size_t buffer_bytes() const override { return inner_.buffer_bytes(); }
   UnitCounts unit_counts() const override { return inner_.unit_counts(); }
   Traffic traffic() const override { return inner_.traffic(); }
+  void add_tallies(int64_t first, std::span<uint32_t> counts) const override { inner_.add_tallies(first, counts); }
 
   int32_t lane() const { return lane_; }
   Handoff* handoff() const { return handoff_; }
@@ -75,6 +76,8 @@ class VirtualDevice final : public Device {
   std::unique_ptr<DeviceMemory> alloc(size_t n_bytes) override { return memory_.alloc(n_bytes); }
   std::unique_ptr<DeviceMemory> alloc_shared(size_t n_bytes) override { return allocate(n_bytes); }
   void upload(std::byte* at, const std::byte* from, size_t n_bytes) override {
+    if (++n_uploads_ == options_.fail_upload)
+      throw DeviceError(error_text("virtual device", "upload", "to be done", "an injected fault", "start again"));
     std::memcpy(memory_.real(at, n_bytes), from, n_bytes);
   }
   void download(const std::byte* at, std::byte* to, size_t n_bytes) override {
@@ -214,6 +217,7 @@ class VirtualDevice final : public Device {
   const Kernels& kernels_;
   VirtualMemory memory_;
   std::atomic<int64_t> n_phases_{0};
+  std::atomic<int64_t> n_uploads_{0};
   std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
   std::exception_ptr error_;

@@ -133,6 +133,8 @@ nb::dict stats(const NativeEngine& self) {
   out["device_kv_bytes"] = info.device_kv_bytes;
   out["arena_bytes"] = info.arena_bytes;
   out["shared_bytes"] = info.shared_bytes;
+  out["cold_share"] = info.device == "cpu" ? std::nullopt : counts.cold_share();
+  out["n_swaps"] = info.n_swaps;
   out["gpu_active_share"] = info.device == "cpu" ? nb::none() : nb::cast(info.gpu_active_share);
   return out;
 }
@@ -157,7 +159,7 @@ void bind_engine(nb::module_& module) {
           [](NativeEngine* self, const std::string& path, const std::string& activation, const std::string& mode,
              const std::string& predictor, const std::string& sidecar, const std::string& device,
              const std::string& kv_type, const std::string& kv_place, std::optional<uint64_t> vram_budget,
-             const std::string& pin, int64_t n_ctx, int32_t n_threads, int32_t n_batch, const Log& log) {
+             const std::string& adapt, const std::string& pin, int64_t n_ctx, int32_t n_threads, int32_t n_batch, const Log& log) {
             EngineOptions options;
             options.mode = mode;
             options.predictor = predictor;
@@ -166,6 +168,7 @@ void bind_engine(nb::module_& module) {
             options.kv_type = kv_type;
             options.kv_place = kv_place;
             options.vram_budget = vram_budget;
+            options.adapt = adapt;
             options.pin = pin;
             options.n_ctx = n_ctx;
             options.n_threads = n_threads;
@@ -174,7 +177,7 @@ void bind_engine(nb::module_& module) {
           },
           nb::arg("path"), nb::kw_only(), nb::arg("activation"), nb::arg("mode"), nb::arg("predictor"),
           nb::arg("sidecar"), nb::arg("device"), nb::arg("kv_type"), nb::arg("kv_place"),
-          nb::arg("vram_budget").none(), nb::arg("pin"), nb::arg("n_ctx"), nb::arg("n_threads"), nb::arg("n_batch"),
+          nb::arg("vram_budget").none(), nb::arg("adapt"), nb::arg("pin"), nb::arg("n_ctx"), nb::arg("n_threads"), nb::arg("n_batch"),
           nb::arg("log"))
       .def("tokenize", &tokenize, nb::arg("text"), nb::arg("add_special"), nb::arg("parse_special"))
       .def("detokenize", &detokenize, nb::arg("ids"), nb::arg("special"))

@@ -36,6 +36,8 @@ struct BenchFlags {
 struct Activity {
   double weight_bytes_per_token = 0;
   std::optional<double> active_share;  // nothing where all units were computed without looking
+  std::optional<double> cold_share;    // of the active units those that the host computed
+  uint64_t n_swaps = 0;                // of hot and cold units, meanwhile
   std::optional<double> over_selection;  // in mode predict: candidates for each active unit
 };
 
@@ -44,6 +46,7 @@ Activity activity_between(const EngineInfo& info, UnitCounts before, UnitCounts 
   const UnitCounts counts = after - before;
   Activity out;
   out.active_share = counts.share();
+  out.cold_share = counts.cold_share();
   if (!info.predictor.empty()) out.over_selection = counts.over_selection();
   out.weight_bytes_per_token =
       static_cast<double>(info.weight_bytes_per_token + info.predictor_bytes_per_token) -
@@ -95,6 +98,10 @@ struct Row {
     if (n_gen == 0 || machine_gbps == 0) return std::nullopt;
     return *gbps() / machine_gbps;
   }
+  // As it was, or where nobody looked as it was planned.
+  double gpu_active_share() const {
+    return activity.cold_share ? 1 - *activity.cold_share : info.gpu_active_share;
+  }
   uint64_t ram_bytes() const {
     return info.weight_bytes + info.predictor_bytes + info.buffer_bytes +
            info.kv_bytes_per_position * static_cast<uint64_t>(n_depth + n_tokens());
@@ -140,7 +147,9 @@ std::vector<Field> row_fields(const Row& row) {
           {"ram_bytes", cat(row.ram_bytes())},
           {"active_share", number(row.activity.active_share)},
           {"over_selection", number(row.activity.over_selection)},
-          {"gpu_active_share", row.info.device == "cpu" ? "null" : json_number(row.info.gpu_active_share)},
+          {"gpu_active_share", row.info.device == "cpu" ? "null" : json_number(row.gpu_active_share())},
+          {"cold_share", row.info.device == "cpu" ? "null" : number(row.activity.cold_share)},
+          {"n_swaps", cat(row.activity.n_swaps)},
           {"version", version(), true},
           {"build_commit", build_commit(), true}};
 }
@@ -262,12 +271,14 @@ void measure(Engine& engine, Session& session, std::span<const int32_t> tokens, 
   const std::span<const int32_t> all = tokens.subspan(n_depth, n_tokens);
   run_once(session, one_by_one ? all.first(std::min<size_t>(n_tokens, 8)) : all, one_by_one);  // warm-up
   const UnitCounts before = engine.unit_counts();
+  const uint64_t n_swaps = engine.info().n_swaps;
   for (int64_t i = 0; i < n_repeat; ++i) {
     show_progress(cat("\r", row.test(), " ", i + 1, "/", n_repeat, " "));
     row.samples_ts.push_back(per_second(row.n_tokens(), run_once(session, all, one_by_one)));
   }
   show_progress("\r\033[K");
   row.activity = activity_between(row.info, before, engine.unit_counts());
+  row.activity.n_swaps = engine.info().n_swaps - n_swaps;
 }
 
 void declare(Args& args, BenchFlags& flags) {

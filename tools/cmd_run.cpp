@@ -5,6 +5,7 @@
 
 #include "tools/common.h"
 #include "tools/json.h"
+#include "tools/statistics_file.h"
 
 namespace hotset::cli {
 namespace {
@@ -15,6 +16,7 @@ struct RunFlags {
   DeviceFlags device;
   ComputeFlags compute;
   GenerateOptions generate;
+  std::string save_stats;
   int64_t seed = -1;
   int64_t top_k = 40;
   int64_t repeat_last_n = 64;
@@ -50,6 +52,8 @@ void declare(Args& args, RunFlags& flags) {
   args.flag("--prompt-cache-ro", "read the file, never write it", flags.cache_read_only);
   args.flag("--special", "show control tokens", flags.generate.special);
   args.flag("--parse-special", "let text such as </s> in the prompt become the control token", flags.parse_special);
+  args.text("--save-stats", "FILE", "keep which units were active, as `hotset profile` does (.npz); with --adapt",
+            flags.save_stats);
   args.flag("--json", "print one JSON object instead of the text", flags.as_json);
 }
 
@@ -139,11 +143,21 @@ double prompt_rate(const GenerateStats& stats) {
 // The first token comes out of the prompt's last step, so it takes no part.
 double generate_rate(const GenerateStats& stats) { return per_second(stats.n_generated - 1, stats.generate_ms); }
 
+// What share of the units had to be computed, and with an accelerator how many of those the host has.
+std::string units_text(const Engine& engine) {
+  const UnitCounts counts = engine.unit_counts();
+  const EngineInfo info = engine.info();
+  if (!counts.share()) return "";
+  std::string out = text_of("%.1f %% of units active", 100 * *counts.share());
+  if (info.device != "cpu" && counts.cold_share()) out += text_of(", %.1f %% of these cold", 100 * *counts.cold_share());
+  if (info.adapts) out += text_of(", %llu swaps", static_cast<unsigned long long>(info.n_swaps));
+  return out + " | ";
+}
+
 std::string timings_line(const Engine& engine, const GenerateStats& stats, FinishReason finish) {
-  const auto share = engine.unit_counts().share();
   const auto reused = static_cast<long long>(stats.n_prompt_reused);
   return text_of("[ Prompt: %.1f t/s | Generation: %.1f t/s | %s%s%lld + %lld tokens | %s ]\n", prompt_rate(stats),
-                 generate_rate(stats), share ? text_of("%.1f %% of units active | ", 100 * *share).c_str() : "",
+                 generate_rate(stats), units_text(engine).c_str(),
                  reused > 0 ? text_of("%lld reused of ", reused).c_str() : "", static_cast<long long>(stats.n_prompt),
                  static_cast<long long>(stats.n_generated),
                  finish == FinishReason::kNone ? "error" : finish_reason_name(finish));
@@ -164,6 +178,9 @@ void print_json(const Engine& engine, const Generation& generation, const Outcom
   json.field("n_threads", info.n_threads).field("n_ctx", info.n_ctx).field("seed", *flags.generate.sampler.seed);
   const auto share = engine.unit_counts().share();
   share ? json.field("active_share", *share) : json.key("active_share").null();
+  const auto cold = info.device != "cpu" ? engine.unit_counts().cold_share() : std::nullopt;
+  cold ? json.field("cold_share", *cold) : json.key("cold_share").null();
+  json.field("n_swaps", info.n_swaps);
   json.key("timings").begin_object();
   json.field("n_prompt", stats.n_prompt).field("n_prompt_reused", stats.n_prompt_reused);
   json.field("n_generated", stats.n_generated);
@@ -191,6 +208,10 @@ int cmd_run(const Words& words) {
   const std::vector<int32_t> cached = load_prompt_cache(*engine, flags);
   Generation generation(engine, {tokens}, flags.generate);
   check_device_flags(flags.device, engine->info());
+  if (!flags.save_stats.empty() && !engine->info().adapts)
+    throw UsageError(error_text("run", "--save-stats", "an engine that counts units: an accelerator, mode exact, --adapt on",
+                                cat("device ", engine->info().device, ", mode ", engine->info().mode),
+                                "use `hotset profile`"));
   const std::string seed_text = cat(", seed ", *flags.generate.sampler.seed);
   write_note(engine_line(*model, engine->info()) + (flags.generate.sampler.temperature > 0 ? seed_text : ""));
 
@@ -199,6 +220,7 @@ int cmd_run(const Words& words) {
     if (flags.as_json) print_json(*engine, generation, outcome, flags);
     if (!flags.as_json && stdout_is_terminal()) write_stdout("\n");
     write_stderr(timings_line(*engine, generation.stats(), outcome.finish));
+    if (!flags.save_stats.empty()) write_statistics(flags.save_stats, *model, engine->activity());
   };
   try {
     generate(generation, !flags.as_json, outcome);

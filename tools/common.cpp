@@ -81,7 +81,7 @@ void add_device_flags(Args& args, DeviceFlags& flags) {
   args.choice("--device", "auto|cpu|cuda|virtual", "where to compute", flags.device);
   args.text("-ngl,--gpu-layers,--n-gpu-layers", "N|all|auto", "layers on the GPU; 0 = CPU only", flags.n_gpu_layers);
   args.size("--vram-budget", "GPU memory to use: 8GiB, 8000MiB, auto", flags.vram_budget);
-  args.choice("--adapt", "on|off", "move hot units while generating", flags.adapt);
+  args.choice("--adapt", "on|off", "let hot and cold units change places while generating", flags.adapt);
   args.choice("--kv-type", "auto|f16|f32|q8_0", "number format of the KV cache", flags.kv_type);
   args.choice("--pin", "auto|on|off", "keep CPU threads on chosen cores", flags.pin);
   args.choice("--kv-place", "auto|device|host", "memory of the KV cache", flags.kv_place);
@@ -148,6 +148,7 @@ EngineOptions engine_options(const ModelFlags& model, const DeviceFlags& device,
   options.pin = device.pin;
   options.n_gpu_layers = device.n_gpu_layers;
   options.kv_place = device.kv_place;
+  if (!device.adapt.empty()) options.adapt = device.adapt;
   if (device.vram_budget != "auto") options.vram_budget = parse_size("options", "--vram-budget", device.vram_budget);
   options.log = log_sink(model);
   const bool gpu_layers = wants_gpu(device.n_gpu_layers);
@@ -167,7 +168,8 @@ EngineOptions engine_options(const ModelFlags& model, const DeviceFlags& device,
 
 void check_device_flags(const DeviceFlags& flags, const EngineInfo& info) {
   if (info.device != "cpu") {
-    if (flags.adapt == "on") write_note("note: no effect, this version exchanges no units while generating: --adapt on");
+    if (flags.adapt == "on" && !info.adapts)
+      write_note("note: no effect, all units are computed in mode " + info.mode + ": --adapt on");
     return;
   }
   if (flags.kv_place == "device") {

@@ -244,6 +244,7 @@ def load_options(given: Mapping[str, Any]) -> dict[str, Any]:
     # These matter only with an accelerator; they are checked in any case, so that a typo shows everywhere.
     native["vram_budget"] = size_in_bytes("Model", "vram_budget", given["vram_budget"])
     checked_choice("Model", "adapt", given["adapt"], (None, True, False))
+    native["adapt"] = {None: "auto", True: "on", False: "off"}[given["adapt"]]
     native["kv_place"] = checked_text("Model", "kv_place", given["kv_place"])
     checked_choice("Model", "kv_place", native["kv_place"], ("auto", "device", "host"))
     return native

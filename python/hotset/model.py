@@ -60,7 +60,8 @@ class Model:
         device: "auto" | "cpu" | "cuda" | "virtual": a pretend card of vram_budget (None: 8 GiB) on a core of the CPU.
         kv_type: type of the KV cache: "auto" | "f16" | "q8_0" (half the memory) | "f32".
         kv_place: where the KV cache lives: "auto" | "device" | "host".
-        adapt: whether hot units may be exchanged while generating; None = where it helps.
+        adapt: whether hot and cold units change places while generating, in mode "exact" with an accelerator; None =
+            yes, but rows of a file whose units lie hottest first already stay in its mapping, and there they cannot.
         activation: "silu" | "relu" | "relu2" | "drelu", for files that do not say; None = as the file says.
         verbose: print what happens to stderr. Warnings go to the logger "hotset" in any case.
 

@@ -37,6 +37,8 @@ class ModelStats:
         device_kv_bytes: those of them that are keys and values.
         arena_bytes: bytes of host memory with copies of cold units' rows.
         shared_bytes: bytes of host memory through which host and accelerator exchange their work.
+        cold_share: share of the active units that the host computed so far; None on the CPU and where all are computed.
+        n_swaps: hot and cold units that have changed places.
         gpu_active_share: share of the active units that the accelerator has, as far as frequencies are known; None
             without one.
     """
@@ -67,6 +69,8 @@ class ModelStats:
     device_kv_bytes: int
     arena_bytes: int
     shared_bytes: int
+    cold_share: float | None
+    n_swaps: int
     gpu_active_share: float | None
 
 

@@ -32,7 +32,7 @@ struct Placed {
     placement.head = Place::kDevice;
     placer = std::make_unique<WeightPlacer>(*model, std::make_shared<const Relayout>(*model, 1, LogSink{}), placement,
                                             order ? *order : Order{}, *device,
-                                            WeightPlacer::Options{1, false, {}, &predictor});
+                                            WeightPlacer::Options{1, false, false, {}, &predictor});
   }
   Plan plan(bool exact = true) const {
     PlanOptions options{.max_rows = 8, .max_output_rows = 4, .max_positions = 64};

@@ -120,8 +120,8 @@ TEST_CASE("weight placer: a predictor's rows are beside the detect rows, or all 
     Predictor by_slot(model->weights(), predicted, {.n_threads = 2, .order = order});
     CHECK(outlined.n_bytes() == by_slot.n_bytes());
     CHECK(outlined.bytes_per_token() == by_slot.bytes_per_token());
-    const WeightPlacer outline(*model, rows, placement, *order, *device, {1, true, {}, &outlined});
-    const WeightPlacer placed(*model, rows, placement, *order, *device, {2, false, {}, &by_slot});
+    const WeightPlacer outline(*model, rows, placement, *order, *device, {1, true, false, {}, &outlined});
+    const WeightPlacer placed(*model, rows, placement, *order, *device, {2, false, false, {}, &by_slot});
     const WeightPlacer without(*model, rows, placement, *order, *device, {.n_threads = 2});
     CHECK(outline.device_bytes() == placed.device_bytes());
     CHECK(placed.arena_bytes() == without.arena_bytes());  // the host's rows stay where they were made

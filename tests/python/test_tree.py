@@ -23,9 +23,9 @@ LAYERS = [
     ["op", "device", "devices", "fetched_weights", "handoff", "lint", "plan", "thread_pool"],
     ["architecture", "model_config", "weights", "tokenizer", "pre_tokenizer", "sampler",
      "kv_cache", "model", "fingerprint", "sidecar"],
-    ["plan_builder", "lane_builder", "planner", "hybrid_planner", "placed_weights",
-     "executor", "relayout", "placement", "predictor", "memory_plan", "prefix_cache", "sequence_file", "simulate", "weight_placer", "streamed_units",
-     "streamed_units", "stream_choice", "weight_placer"],
+    ["plan_builder", "lane_builder", "planner", "hybrid_planner", "placed_weights", "executor", "relayout",
+     "placement", "predictor", "memory_plan", "prefix_cache", "sequence_file", "simulate", "streamed_units",
+     "stream_choice", "weight_placer", "adaptation", "unit_exchange"],
     ["engine", "calibration", "generation", "kld", "perplexity", "profile", "quantize_mixture", "quantize_model",
      "hybrid_setup", "placement_choice", "scored_chunks", "synth", "unit_order", "version"],
 ]

@@ -48,6 +48,29 @@ def test_plan_and_bench_say_the_same(hotset, demo_model):
     assert row["device"] == "virtual" and 0 < row["vram_bytes"] <= 7 << 20 and row["gpu_active_share"] is not None
 
 
+def test_units_that_change_places_change_no_text_and_are_counted(hotset, demo_model, tmp_path):
+    prompt = "Once upon a time there was a little dog. " * 8
+    texts, swaps = set(), {}
+    for adapt in (True, False, None):
+        with Model(vram_budget="7MiB", adapt=adapt, **SMALL) as model:
+            texts.add(str(model.generate(prompt, max_tokens=40, temperature=0.0)))
+            stats = model.stats()
+            swaps[adapt] = stats.n_swaps
+            assert stats.cold_share is not None and 0 < stats.cold_share < 1
+    assert len(texts) == 1 and swaps[False] == 0 and swaps[True] > 0
+    file = tmp_path / "live.npz"
+    flags = ["-m", demo_model, "--device", "virtual", "--vram-budget", "7MiB", "-b", "16", "-c", "256", "--temp", "0",
+             "-p", prompt]  # fmt: skip
+    out = json.loads(hotset("run", "-n", "16", "--json", "--adapt", "on", "--save-stats", file, *flags).stdout)
+    live = Statistics.load(file)
+    assert out["n_swaps"] > 0 and 0 < out["cold_share"] < 1
+    assert live.n_tokens == out["timings"]["n_prompt"] + out["timings"]["n_generated"] - 1
+    counts = np.stack([layer.counts for layer in live.layers])
+    assert counts.sum() / counts.size / live.n_tokens == pytest.approx(out["active_share"], abs=1e-9)
+    refused = hotset("run", "-n", "1", "--adapt", "off", "--save-stats", file, *flags)
+    assert refused.returncode == 2 and b"--save-stats" in refused.stderr
+
+
 def test_what_does_not_fit_is_refused(hotset, demo_model):
     with pytest.raises(ValueError, match="vram budget"):
         Model(device="virtual", vram_budget=1000)
