@@ -126,7 +126,11 @@ TEST_CASE("hybrid: a step that is cancelled anywhere changes nothing") {
   std::mt19937_64 random(37);
   TinySpec spec{.n_layer = 3, .n_ff = 128, .dtype = DType::kQ8_0};
   const auto model = load_tiny(spec);
-  const auto engine = Engine::create(model, hybrid_options(random, spec, "exact"));
+  EngineOptions options = hybrid_options(random, spec, "exact");
+  Placement placement;  // with which the host has much to do, so that it asks often
+  placement.layers.assign(3, LayerPlacement{64, DetectPlace::kSplit, Place::kHost});
+  options.placement = std::make_shared<const Placement>(placement);
+  const auto engine = Engine::create(model, options);
   const Ids ids = random_tokens(3, 6, 270);
   Session session = engine->open_session(), other = engine->open_session();
   other.prefill(ids);
