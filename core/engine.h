@@ -71,6 +71,7 @@ struct EngineOptions {
   // The accelerator's memory that may be taken: weights, KV cache and buffers; nothing = what is free, and of a pretend
   // card kVirtualBytes.
   std::optional<uint64_t> vram_budget{};
+  uint64_t host_memory = 0;  // bytes that weights, keys and values may take on the host; 0 = what the machine has
   std::string n_gpu_layers = "auto";  // "all" or a number: at least that many last layers wholly on the accelerator
   std::string kv_place = "auto";      // "device" | "host" | "auto": with the layer's attention
   // What placement reckons with; nullptr = rates of a common card and PC.

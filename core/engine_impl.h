@@ -96,6 +96,7 @@ class EngineImpl {
   void add_accelerator(const EngineOptions& options, bool is_outline);
   void make_executors(const EngineOptions& options, const MachineRates& rates,
                       const std::vector<std::vector<double>>& frequencies, bool is_outline);
+  void check_host_memory(const EngineOptions& options, bool copies_cold) const;
   void take_device_kv(const EngineOptions& options, bool is_outline);
   void fill_info(EngineInfo& info) const;
   // Exchange of units between steps: see engine_adapt.cpp.

@@ -340,6 +340,9 @@ EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& 
         "no activation frequencies: every unit counts as active (profile the model, then 'hotset place')");
   if (request.rates && request.vram_budget > 0 && request.rates->gpu->gathered.empty())
     out.notes.push_back("no gathered rates of the GPU: its gathered reads count at the dense rate");
+  if (request.rates && request.rates->memory_bytes > 0 && out.memory.bytes_on("cpu") > request.rates->memory_bytes)
+    out.notes.push_back(cat("the host needs ", out.memory.bytes_on("cpu"), " bytes and has ", request.rates->memory_bytes,
+                            ": it would be refused, or read from the disk over and over"));
   if (request.vram_budget > 0 && !out.placement.uses_device())
     out.notes.push_back("nothing is faster on the GPU within this budget");
   return out;

@@ -136,7 +136,7 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
   kv_type_ = chosen_kv_type(options, *model);
   exact_ = skips_units(options, config);
   params_.observer = options.observer;
-  memory_limit_ = physical_memory_bytes();
+  memory_limit_ = options.host_memory > 0 ? options.host_memory : physical_memory_bytes();
   device_ = make_device(options);
   pool_ = std::make_unique<KvBlockPool>(options.n_sequences > 0 ? blocks_per_sequence() * options.n_sequences : INT32_MAX);
   if (options.device == "virtual") {

@@ -74,6 +74,7 @@ void EngineImpl::add_accelerator(const EngineOptions& given, bool is_outline) {
   // Where no order is given nobody knows which units are hot, and rows that lie in the file as they are cannot move.
   const bool copies_cold = adapts_ && (options.adapt == "on" || units_by_slot_->empty());
   const int32_t n_threads = std::max(device_->info().n_threads, 1);
+  if (!is_outline) check_host_memory(options, copies_cold);
   relayout_ = choose_weights(options, is_outline);
   if (options.mode == "predict") predictor_ = make_predictor(options, is_outline);
   placed_ = std::make_unique<const WeightPlacer>(
@@ -112,6 +113,18 @@ void EngineImpl::make_executors(const EngineOptions& options, const MachineRates
     stream_from_rows_ = choice.from_rows;
   }
   executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get(), accelerator_.get()}, std::move(plan));
+}
+
+// A model that is too large for both memories is refused before anything of it is copied.
+void EngineImpl::check_host_memory(const EngineOptions& options, bool copies_cold) const {
+  const WeightPlacer outline(*model, Relayout::outline(*model), placement_, *units_by_slot_, *accelerator_,
+                             {.is_outline = true, .copies_cold = copies_cold});
+  const uint64_t needed = host_bytes(outline.weights());
+  if (memory_limit_ == 0 || needed <= memory_limit_) return;
+  throw OutOfMemoryError(error_text(
+      "engine", "memory of the host", cat(needed, " bytes, beside ", outline.device_bytes(), " on the device, for the weights"),
+      cat(memory_limit_), options.vram_budget ? "raise --vram-budget, or use a smaller model or weight type"
+                                              : "name a larger --vram-budget, or use a smaller model or weight type"));
 }
 
 // All blocks at once, so that what is taken is what was planned.

@@ -231,6 +231,29 @@ TEST_CASE("hybrid: keys and values on the host leave attention's weights on the 
   }
 }
 
+TEST_CASE("hybrid: a model that is larger than both memories is refused with the figures before it is loaded") {
+  TinySpec spec{.n_layer = 4, .n_ff = 320, .dtype = DType::kQ8_0};
+  const auto model = load_tiny(spec);
+  EngineOptions options{.n_threads = 1, .n_ctx = 64, .n_batch = 4, .device = "virtual"};
+  options.rates = std::make_shared<const MachineRates>(made_up_rates());
+  const uint64_t fixed = placement_problem(model, options, request_for(*model, options, 1 << 28)).fixed_bytes;
+  options.vram_budget = fixed + model->size_bytes() / 3;
+  options.host_memory = model->size_bytes();
+  const auto engine = Engine::create(model, options);
+  const uint64_t there = engine->info().device_weight_bytes;
+  CHECK(there > 0);
+  options.host_memory = (model->size_bytes() - there) / 2;
+  try {
+    Engine::create(model, options);
+    FAIL("a model that fits nowhere");
+  } catch (const OutOfMemoryError& error) {
+    const std::string text = error.what();
+    CHECK(text.find(cat("beside ", there, " on the device")) != std::string::npos);
+    CHECK(text.find(cat("got ", options.host_memory)) != std::string::npos);
+    CHECK(text.find("--vram-budget") != std::string::npos);
+  }
+}
+
 TEST_CASE("hybrid: -ngl and the place of the KV cache are obeyed or refused") {
   TinySpec spec{.n_layer = 4, .n_ff = 320};
   const auto model = load_tiny(spec);
