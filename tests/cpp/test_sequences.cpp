@@ -383,10 +383,11 @@ TEST_CASE("sequences: a loaded sequence goes on bit for bit") {
   }
 }
 
-// Layers and their keys and values on either lane.
-EngineOptions placed(std::initializer_list<Place> attention) {
+// Layers and their keys and values on either lane; of the first layer they are apart with `host_kv`.
+EngineOptions placed(std::initializer_list<Place> attention, bool host_kv) {
   Placement placement;
   for (const Place place : attention) placement.layers.push_back({40, DetectPlace::kSplit, place});
+  placement.layers[0].host_kv = host_kv && placement.layers[0].attention == Place::kDevice;
   EngineOptions out{
       .n_threads = 2, .n_ctx = 200, .n_batch = 32, .n_sequences = 3, .mode = "exact", .device = "virtual"};
   out.placement = std::make_shared<const Placement>(placement);
@@ -406,7 +407,8 @@ TEST_CASE("sequences: blocks with a part in each lane's memory are shared, copie
                              {kDevice, kDevice, kDevice},
                              {kHost, kHost, kDevice},
                              {kHost, kHost, kHost}}) {
-    const auto engine = Engine::create(model, placed(places));
+    const bool host_kv = places.begin()[1] == kDevice;
+    const auto engine = Engine::create(model, placed(places, host_kv));
     Session session = engine->open_session();
     session.prefill(a);
     session.save(file.path());
