@@ -58,6 +58,18 @@ def test_written_is_read_back_and_equal_sidecars_are_equal_bytes(tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_keys_and_values_apart_from_attention_are_optional_and_checked(tmp_path):
+    path = tmp_path / "a"
+    out = sidecar()
+    out.placement = placement(kv=["host"] + ["device"] * (N_LAYER - 1))
+    out.save(path)
+    assert Sidecar.load(path, FINGERPRINT).placement == out.placement
+    out.placement = placement(kv=["here"] * N_LAYER)
+    out.save(path)
+    with pytest.raises(ModelFormatError, match="hotset.placement.kv"):
+        Sidecar.load(path, FINGERPRINT)
+
+
 def test_order_is_descending_and_ties_go_by_unit_number():
     out = Sidecar(FINGERPRINT, 1)
     out.set_frequencies([np.array([0.5, 0.25, 0.5, 1.0, 0.25])])

@@ -212,7 +212,8 @@ class _Reader:
             most = len(sidecar.unit_of_slot[layer]) if sidecar.unit_of_slot else 1 << 24
             if not 0 <= n <= most:
                 self._refuse(f"hot units of layer {layer}", f"0 to {most}", n)
-        places = {name: self._per_layer(name, sidecar.n_layer, str) for name in _PLACES}
+        present = [name for name in _PLACES if name != "kv" or _PLACEMENT + name in self._keys]
+        places = {name: self._per_layer(name, sidecar.n_layer, str) for name in present}
         for name, values in (*places.items(), ("head", [self._get(_PLACEMENT + "head", str)])):
             if not set(values) <= set(known := _PLACES.get(name, ("host", "device"))):
                 self._refuse(_PLACEMENT + name, " or ".join(known), "something else")
