@@ -67,6 +67,7 @@ class PlacementChoice {
   ChosenPlacement choose() {
     for (int round = 0; round < kMostRounds; ++round) {
       ChosenPlacement out{best(), nullptr};
+      const uint64_t counted = device_bytes(problem_, out.placement);
       out.outline = outline_with(model_, options_, out.placement);
       out.placement.device_bytes = out.outline->info().device_bytes;
       if (out.placement.device_bytes <= budget_) {
@@ -74,8 +75,9 @@ class PlacementChoice {
         return out;
       }
       const uint64_t excess = out.placement.device_bytes - budget_;
-      if (problem_.budget <= problem_.fixed_bytes + excess) break;
-      problem_.budget -= excess;
+      if (std::min(problem_.budget, counted) <= problem_.fixed_bytes + excess) break;
+      // From what the placement was counted as, which may be less than the budget: else it might come again.
+      problem_.budget = std::min(problem_.budget, counted) - excess;
     }
     throw OutOfMemoryError(error_text("engine", "device memory", "a budget that holds the buffers of a step",
                                       cat(budget_, " bytes"), "raise --vram-budget, or lower -b or -c"));
