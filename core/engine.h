@@ -92,7 +92,7 @@ struct EngineOptions {
   std::shared_ptr<const AdaptationOptions> adaptation{};  // for tests; nullptr = swaps as the cost model allows
   std::shared_ptr<const VirtualDeviceOptions> virtual_device{};  // of device "virtual", for tests; nullptr = ordinary
   std::string isa{};             // "" = best here (or HOTSET_ISA), "generic", "avx2", "avx512"; "amx" when named
-  // Weights that this engine of the same model laid out anew at load are used, in dense mode too: dense results on the
+  // Weights as this engine of the same model laid them out anew at load are used, in dense mode too: dense results on the
   // very weights of an exact engine. nullptr = the file's, laid out anew where the mode needs it.
   std::shared_ptr<const Engine> weights_from{};
   // Sees every unit of every row (core/device.h) and must outlive the engine. All units are computed: mode dense, auto

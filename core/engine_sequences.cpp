@@ -182,8 +182,7 @@ SequenceOrigin EngineImpl::sequence_origin() const {
     state = digest(state, tensor.shape.ne.data(), sizeof tensor.shape.ne);
     state = digest_sample(state, tensor);
   }
-  const Relayout* rows = placed_ ? placed_->rows().get() : relayout_.get();  // independent of what is placed where
-  const uint8_t is_relaid = rows && rows->n_bytes() > 0;
+  const uint8_t is_relaid = relayout_ && relayout_->n_bytes() > 0;  // independent of what is placed where
   state = digest(state, &is_relaid, 1);
   const std::string predictor = predictor_ ? cat(predictor_->description(), " ", predictor_->n_bytes()) : "";
   state = digest(state, predictor.data(), predictor.size());

@@ -161,10 +161,14 @@ std::shared_ptr<const Relayout> EngineImpl::choose_weights(const EngineOptions& 
     if (&options.weights_from->model() != model.get())
       throw std::invalid_argument(error_text("engine", "weights_from", "an engine of the same Model", "of another one",
                                              "create both from one Model"));
-    if (options.weights_from->impl_->relayout_) return options.weights_from->impl_->relayout_;
+    const EngineImpl& from = *options.weights_from->impl_;
+    // One with an accelerator has copies of what it made; made again, it is the same.
+    if (from.relayout_ && from.accelerator_ && options.device != "virtual" && !is_outline)
+      return std::make_shared<Relayout>(*model, load_threads(device_->info().n_threads), options.log);
+    if (from.relayout_ && !from.accelerator_ && options.device != "virtual") return from.relayout_;
   }
-  if (!exact_ && options.device != "virtual") return nullptr;  // units are split where each is a row
-  if (is_outline) return Relayout::outline(*model);
+  if (!exact_ && options.device != "virtual") return nullptr;
+  if (is_outline || options.device == "virtual") return Relayout::outline(*model);
   return std::make_shared<Relayout>(*model, load_threads(device_->info().n_threads), options.log);
 }
 

@@ -44,27 +44,37 @@ Relayout::Relayout(const Model& model, int32_t n_threads, const LogSink& log) : 
   const auto is_standard = [](const LayerWeights& layer) { return !layer.ffn_down_t; };
   const auto n_layers = std::count_if(weights_.layers.begin(), weights_.layers.end(), is_standard);
   if (n_layers == 0) return;
-  const auto start = std::chrono::steady_clock::now();
   ThreadPool pool(n_threads);
-  std::vector<Error2> errors(static_cast<size_t>(n_threads));
-  for (LayerWeights& layer : weights_.layers)
-    if (is_standard(layer)) make_layer(model, layer, pool, errors);
-  Error2 total;
-  for (const Error2& each : errors) total.error += each.error, total.size += each.size;
-  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-  log_to(log, LogLevel::kWarning,
-         summary(static_cast<size_t>(n_layers), n_bytes_, elapsed.count(),
-                 total.error == 0 ? 0 : std::sqrt(total.error / total.size)));
+  DownRows rows(model, pool);
+  for (LayerWeights& layer : weights_.layers) {
+    if (!is_standard(layer)) continue;
+    const TensorView down = layer.ffn_down.view;
+    arenas_.push_back(rows.make(down));
+    replace_down(layer, arenas_.back().data(), fitting_type(down.dtype, down.n_rows));
+    n_bytes_ += arenas_.back().size();
+  }
+  rows.report(log);
 }
 
-void Relayout::make_layer(const Model& model, LayerWeights& layer, ThreadPool& pool, std::vector<Error2>& errors) {
-  const TensorView& down = layer.ffn_down.view;  // (n_ff, n_embd)
+DownRows::DownRows(const Model& model, ThreadPool& pool)
+    : model_(model), pool_(pool), errors_(static_cast<size_t>(pool.size())) {}
+
+void DownRows::report(const LogSink& log) const {
+  if (n_layers_ == 0) return;
+  Error2 total;
+  for (const Error2& each : errors_) total.error += each.error, total.size += each.size;
+  log_to(log, LogLevel::kWarning,
+         summary(n_layers_, n_bytes_, seconds_, total.error == 0 ? 0 : std::sqrt(total.error / total.size)));
+}
+
+Arena DownRows::make(const TensorView& down) {
+  const auto start = std::chrono::steady_clock::now();
   const int64_t n_ff = down.n_cols, n_embd = down.n_rows;
   const DType type = fitting_type(down.dtype, n_embd);
   const size_t stride = row_bytes(type, n_embd);
   Arena arena(static_cast<size_t>(n_ff) * stride, Pages::kHuge);
   std::atomic<int64_t> next{0};
-  pool.run([&](int32_t worker) {
+  pool_.run([&](int32_t worker) {
     std::vector<float> slice(kTileUnits), tile(static_cast<size_t>(std::min(kTileUnits, n_ff) * n_embd)), back(static_cast<size_t>(n_embd));
     Error2 sums;
     for (int64_t first = kTileUnits * next++; first < n_ff; first = kTileUnits * next++) {
@@ -82,13 +92,13 @@ void Relayout::make_layer(const Model& model, LayerWeights& layer, ThreadPool& p
         add_squares(from, back.data(), n_embd, sums.error, sums.size);
       }
     }
-    errors[static_cast<size_t>(worker)].error += sums.error;
-    errors[static_cast<size_t>(worker)].size += sums.size;
+    errors_[static_cast<size_t>(worker)].error += sums.error;
+    errors_[static_cast<size_t>(worker)].size += sums.size;
   });
-  model.file().drop_pages(down);
-  replace_down(layer, arena.data(), type);
-  n_bytes_ += arena.size();
-  arenas_.push_back(std::move(arena));
+  model_.file().drop_pages(down);
+  ++n_layers_, n_bytes_ += arena.size();
+  seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return arena;
 }
 
 void Relayout::replace_down(LayerWeights& layer, const std::byte* data, DType type) {

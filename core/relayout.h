@@ -12,6 +12,30 @@
 
 namespace hotset {
 
+class ThreadPool;
+
+// Turns down projections of a standard file one by one: what Relayout does for all, and who copies them for each.
+class DownRows {
+ public:
+  // The model and the team, whose workers it uses, must outlive this.
+  DownRows(const Model& model, ThreadPool& pool);
+  // Rows of units of fitting_type() from `down` (n_ff, n_embd), whose pages are dropped. Throws OutOfMemoryError.
+  Arena make(const TensorView& down);
+  // Says in one line to `log` what it cost; nothing when make() was not called.
+  void report(const LogSink& log) const;
+
+ private:
+  struct Error2 {  // sums of squares
+    double error = 0, size = 0;
+  };
+  const Model& model_;
+  ThreadPool& pool_;
+  std::vector<Error2> errors_;  // by worker
+  size_t n_layers_ = 0;
+  uint64_t n_bytes_ = 0;
+  double seconds_ = 0;
+};
+
 // Owns `ffn_down_t` of every layer whose file has only `ffn_down`: transposed and stored in the same type (or, where n_embd
 // is not a multiple of its block, in Q8_0 or F16), so that a unit's outgoing weights are one row. Block types are quantised anew along the other direction, which adds an error of
 // the size of their first one; F32, F16 and BF16 lose nothing. The pages of the old tensors are dropped as they are
@@ -32,11 +56,6 @@ class Relayout {
 
  private:
   explicit Relayout(const Weights& weights) : weights_(weights) {}
-  struct Error2 {  // sums of squares
-    double error = 0, size = 0;
-  };
-  void make_layer(const Model& model, LayerWeights& layer, class ThreadPool& pool, std::vector<Error2>& errors);
-
   // Puts rows of units of type `type` at `data` in the place of a layer's ffn_down.
   void replace_down(LayerWeights& layer, const std::byte* data, DType type);
 

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <numeric>
+#include <optional>
 
 #include "core/error.h"
 #include "core/gguf.h"
@@ -40,6 +41,7 @@ struct Job {
   int64_t first, n_rows;
   NamedTensor* to;
   bool on_device;
+  bool is_turned;   // `from` is a shape: the rows are made from the layer's ffn_down
   uint64_t offset;  // in the device's memory, or in the layer's arena
   size_t layer;
 };
@@ -78,7 +80,7 @@ void gather(Device& device, ThreadPool& pool, const std::vector<std::unique_ptr<
 // What goes where: decided before anything is allocated, so that all sizes are known.
 class WeightPlacer::Layout {
  public:
-  Layout(PlacedWeights& out, const Weights& weights, const Placement& placement,
+  Layout(PlacedWeights& out, const Model& model, const Weights& weights, const Placement& placement,
          const std::vector<std::vector<int32_t>>& units_by_slot, const WeightPlacer::Options& options)
       : copies_cold_(options.copies_cold), arena_bytes_(weights.layers.size()) {
     out.layers.resize(weights.layers.size());
@@ -87,6 +89,7 @@ class WeightPlacer::Layout {
       const bool as_it_lies = units_by_slot.empty() || is_identity(units_by_slot[layer_]);
       units_ = as_it_lies ? nullptr : units_by_slot[layer_].data();
       PlacedLayer& to = out.layers[layer_];
+      is_turned_ = !model.weights().layers[layer_].ffn_down_t;
       layer(to, weights.layers[layer_], placement.layers[layer_]);
       if (units_) to.unit_of_slot = unit_of_slot(units_by_slot[layer_]);
       if (predictor && predictor->layers()[layer_]) predict(to, weights.layers[layer_], predictor->layers()[layer_]);
@@ -103,6 +106,7 @@ class WeightPlacer::Layout {
   const std::vector<Job>& jobs() const { return jobs_; }
   uint64_t device_bytes() const { return device_bytes_; }
   uint64_t arena_bytes(size_t layer) const { return arena_bytes_[layer]; }
+  const std::vector<bool>& may_write() const { return may_write_; }
 
  private:
   void layer(PlacedLayer& out, const LayerWeights& w, const LayerPlacement& place) {
@@ -123,7 +127,11 @@ class WeightPlacer::Layout {
     cut(out, w, &LayerWeights::ffn_gate_b, detected_there);
     cut(out, w, &LayerWeights::ffn_up, gated ? hot : detected_there);
     cut(out, w, &LayerWeights::ffn_up_b, gated ? hot : detected_there);
+    may_write_.push_back(copies_host_ && hot > 0 && hot < out.n_units);
+    copies_host_ = copies_host_ || is_turned_;
+    makes_rows_ = is_turned_;
     cut(out, w, &LayerWeights::ffn_down_t, hot);
+    makes_rows_ = false;
   }
 
   // What all units need is on each side that has rows, which are in order of slots already.
@@ -168,13 +176,13 @@ class WeightPlacer::Layout {
     if (n == 0) return;
     to.name = name;
     to.view = rows_of(rows, first, n);
-    if (on_device || copies_host_) push({rows, units_, first, n, &to, on_device, 0, layer_});
+    if (on_device || copies_host_) push({rows, units_, first, n, &to, on_device, makes_rows_, 0, layer_});
     if (is_vector) to.view = {to.view.data, rows.dtype, n, 1, static_cast<size_t>(n) * rows.row_stride};
   }
 
   void whole(NamedTensor& to, const NamedTensor& from, bool on_device) {
     to = from;
-    if (from && on_device) push({from.view, nullptr, 0, from.view.n_rows, &to, true, 0, layer_});
+    if (from && on_device) push({from.view, nullptr, 0, from.view.n_rows, &to, true, false, 0, layer_});
   }
 
   void push(Job job) {
@@ -186,6 +194,9 @@ class WeightPlacer::Layout {
 
   const bool copies_cold_;
   bool copies_host_ = false;  // of the layer being laid out
+  bool is_turned_ = false;    // its file has the standard ffn_down
+  bool makes_rows_ = false;   // of the tensor being cut
+  std::vector<bool> may_write_;
   size_t layer_ = 0;
   const int32_t* units_ = nullptr;  // of the layer being laid out; null = slots are units
   std::vector<Job> jobs_;
@@ -197,28 +208,20 @@ WeightPlacer::WeightPlacer(const Model& model, std::shared_ptr<const Relayout> r
                            const std::vector<std::vector<int32_t>>& units_by_slot, Device& device,
                            const Options& options)
     : rows_(std::move(rows)) {
-  const Layout layout(placed_, rows_->weights(), placement, units_by_slot, options);
+  const Layout layout(placed_, model, rows_->weights(), placement, units_by_slot, options);
   device_bytes_ = layout.device_bytes();
-  for (size_t i = 0; i < placed_.layers.size(); ++i) {
-    arena_bytes_ += layout.arena_bytes(i);
-    has_arena_.push_back(layout.arena_bytes(i) > 0);
-  }
+  for (size_t i = 0; i < placed_.layers.size(); ++i) arena_bytes_ += layout.arena_bytes(i);
+  may_write_ = layout.may_write();
   if (!options.is_outline && device_bytes_ > device.free_bytes())
     throw OutOfMemoryError(error_text("engine", "device memory for weights", cat("at most ", device.free_bytes(), " bytes"),
                                       cat(device_bytes_), "lower --vram-budget"));
   copy(model, device, options, layout);
-  // Down projections that were turned at load and then copied are not needed any more.
-  const auto lies = [&](size_t i) { return placed_.layers[i].host.ffn_down_t && !has_arena_[i]; };
-  bool is_used = false;
-  for (size_t i = 0; i < placed_.layers.size(); ++i) is_used = is_used || lies(i);
-  if (!is_used) rows_.reset();
 }
 
 WeightPlacer::~WeightPlacer() = default;
 
 bool WeightPlacer::can_exchange(size_t layer) const {
-  const PlacedLayer& of = placed_.layers[layer];
-  return has_arena_[layer] && of.place.n_hot > 0 && of.place.n_hot < of.n_units;
+  return may_write_[layer];
 }
 
 // Points all views to their places, and fills those a layer at a time.
@@ -234,6 +237,7 @@ void WeightPlacer::copy(const Model& model, Device& device, const Options& optio
   for (int32_t i = 0; i < options.n_threads && !options.is_outline; ++i)
     staging.push_back(device.alloc_shared(kPieceBytes));
   ThreadPool pool(options.is_outline ? 1 : options.n_threads);
+  DownRows down_rows(model, pool);
   size_t next = 0;
   for (size_t layer = 0; next < layout.jobs().size(); ++layer) {
     const size_t first = next;
@@ -243,19 +247,25 @@ void WeightPlacer::copy(const Model& model, Device& device, const Options& optio
       arenas_.emplace_back(layout.arena_bytes(layer), Pages::kHuge);
       arena = arenas_.back().data();
     }
+    std::optional<Arena> turned;
     for (size_t i = first; i < next; ++i) {
-      const Job& job = layout.jobs()[i];
+      Job job = layout.jobs()[i];
       std::byte* const to = (job.on_device ? base : arena) + job.offset;
       job.to->view.data = to;
-      if (!options.is_outline) gather(device, pool, staging, job, to);
+      if (options.is_outline) continue;
+      if (job.is_turned && !turned) turned = down_rows.make(model.weights().layers[layer].ffn_down.view);
+      if (job.is_turned) job.from.data = turned->data();
+      gather(device, pool, staging, job, to);
     }
     if (options.is_outline) continue;
     for (size_t i = first; i < next; ++i) {
       const Job& job = layout.jobs()[i];
+      if (job.is_turned) continue;
       model.file().drop_pages(job.units ? job.from : rows_of(job.from, job.first, job.n_rows));
     }
   }
   seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  down_rows.report(options.log);
 }
 
 }  // namespace hotset

@@ -30,7 +30,8 @@ class WeightPlacer {
     LogSink log{};
     const Predictor* predictor = nullptr;  // with its rows in order of the same slots; none: nothing is predicted
   };
-  // `rows`: the model's weights with ffn_down_t in every layer. units_by_slot: (n_layer) permutations, the unit of each
+  // `rows`: the model's weights with ffn_down_t in every layer, in outline: down projections of a standard file are turned
+  // here, a layer at a time, so that they are never in memory twice. units_by_slot: (n_layer) permutations, the unit of each
   // slot, or empty where slots are units. The model, `rows`, the order, the predictor and the device outlive this.
   // Throws OutOfMemoryError before anything is copied when the device has too little memory.
   WeightPlacer(const Model& model, std::shared_ptr<const Relayout> rows, const Placement& placement,
@@ -38,7 +39,6 @@ class WeightPlacer {
   ~WeightPlacer();
 
   const PlacedWeights& weights() const { return placed_; }
-  const std::shared_ptr<const Relayout>& rows() const { return rows_; }
   uint64_t device_bytes() const { return device_bytes_; }  // exact, as allocated
   uint64_t arena_bytes() const { return arena_bytes_; }    // of cold units copied in host memory
   double seconds() const { return seconds_; }              // that copying took
@@ -53,7 +53,7 @@ class WeightPlacer {
   PlacedWeights placed_;
   std::unique_ptr<DeviceMemory> memory_;
   std::vector<Arena> arenas_;
-  std::vector<bool> has_arena_;  // (n_layer)
+  std::vector<bool> may_write_;  // (n_layer) whether all cold rows are copies
   uint64_t device_bytes_ = 0, arena_bytes_ = 0;
   double seconds_ = 0;
 };
