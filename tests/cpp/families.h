@@ -19,6 +19,13 @@ constexpr bool kThreadsOnly = true;
 constexpr bool kThreadsOnly = false;
 #endif
 
+// Plans are written and checked by one thread, several times slower under a sanitizer: there, some kinds are enough.
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+constexpr bool kFewPlans = true;
+#else
+constexpr bool kFewPlans = false;
+#endif
+
 struct Family {
   const char* arch;
   Activation activation;
