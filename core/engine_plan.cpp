@@ -323,7 +323,8 @@ EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& 
       out.placement = place(problem);
       Placement without = out.placement;
       for (LayerPlacement& layer : without.layers)
-        if (layer.device_predicts) layer = {layer.n_hot, DetectPlace::kDevice, layer.attention};
+        if (layer.device_predicts)
+          layer = {layer.n_hot, DetectPlace::kDevice, layer.attention, false, layer.host_kv};
       if (out.placement.uses_device()) both = outline_with(outline.model(), options, std::move(without));
     }
     out.tg_ts = 1 / out.placement.seconds;
