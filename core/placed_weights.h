@@ -43,7 +43,7 @@ NamedTensor first_values(NamedTensor vector, int64_t n);
 // Throws Error unless what is placed is what a plan reads, exact or dense; shapes are left to lint.
 void check_placed(const PlacedWeights& weights, const ModelConfig& config, bool exact);
 
-// Bytes of all tensors that the host has, wherever they lie.
+// Bytes of the model's tensors that the host has, wherever they lie; without the last norm, and predictors.
 uint64_t host_bytes(const PlacedWeights& weights);
 
 }  // namespace hotset

@@ -11,8 +11,8 @@ namespace {
 
 // Steps below it are decode steps of several sequences, which a batch's lists keep sparse.
 constexpr int64_t kFewestRows = 32;
-// Multiplications and additions a second of a thread, for rows of several tokens: what bench_kernels shows of AVX2 and
-// AVX-512 cores, between the two. machine.json does not have it.
+// Multiplications and additions a second of a thread, for rows of several tokens. Assumed: machine.json does not have it;
+// sums of units take 1.5e11 to 1.8e11 on one AVX-512 core (docs/BENCHMARKS.md).
 constexpr double kOpsPerThread = 1e11;
 // A chunk's copy takes this many hand-offs, so that waiting for it costs little.
 constexpr double kHandoffsPerChunk = 16;

@@ -106,7 +106,7 @@ class WeightPlacer::Layout {
   const std::vector<Job>& jobs() const { return jobs_; }
   uint64_t device_bytes() const { return device_bytes_; }
   uint64_t arena_bytes(size_t layer) const { return arena_bytes_[layer]; }
-  const std::vector<bool>& may_write() const { return may_write_; }
+  const std::vector<bool>& can_exchange() const { return can_exchange_; }
 
  private:
   void layer(PlacedLayer& out, const LayerWeights& w, const LayerPlacement& place) {
@@ -127,7 +127,7 @@ class WeightPlacer::Layout {
     cut(out, w, &LayerWeights::ffn_gate_b, detected_there);
     cut(out, w, &LayerWeights::ffn_up, gated ? hot : detected_there);
     cut(out, w, &LayerWeights::ffn_up_b, gated ? hot : detected_there);
-    may_write_.push_back(copies_host_ && hot > 0 && hot < out.n_units);
+    can_exchange_.push_back(copies_host_ && hot > 0 && hot < out.n_units);
     copies_host_ = copies_host_ || is_turned_;
     makes_rows_ = is_turned_;
     cut(out, w, &LayerWeights::ffn_down_t, hot);
@@ -196,7 +196,7 @@ class WeightPlacer::Layout {
   bool copies_host_ = false;  // of the layer being laid out
   bool is_turned_ = false;    // its file has the standard ffn_down
   bool makes_rows_ = false;   // of the tensor being cut
-  std::vector<bool> may_write_;
+  std::vector<bool> can_exchange_;
   size_t layer_ = 0;
   const int32_t* units_ = nullptr;  // of the layer being laid out; null = slots are units
   std::vector<Job> jobs_;
@@ -206,12 +206,11 @@ class WeightPlacer::Layout {
 
 WeightPlacer::WeightPlacer(const Model& model, std::shared_ptr<const Relayout> rows, const Placement& placement,
                            const std::vector<std::vector<int32_t>>& units_by_slot, Device& device,
-                           const Options& options)
-    : rows_(std::move(rows)) {
-  const Layout layout(placed_, model, rows_->weights(), placement, units_by_slot, options);
+                           const Options& options) {
+  const Layout layout(placed_, model, rows->weights(), placement, units_by_slot, options);
   device_bytes_ = layout.device_bytes();
   for (size_t i = 0; i < placed_.layers.size(); ++i) arena_bytes_ += layout.arena_bytes(i);
-  may_write_ = layout.may_write();
+  can_exchange_ = layout.can_exchange();
   if (!options.is_outline && device_bytes_ > device.free_bytes())
     throw OutOfMemoryError(error_text("engine", "device memory for weights", cat("at most ", device.free_bytes(), " bytes"),
                                       cat(device_bytes_), "lower --vram-budget"));
@@ -219,10 +218,6 @@ WeightPlacer::WeightPlacer(const Model& model, std::shared_ptr<const Relayout> r
 }
 
 WeightPlacer::~WeightPlacer() = default;
-
-bool WeightPlacer::can_exchange(size_t layer) const {
-  return may_write_[layer];
-}
 
 // Points all views to their places, and fills those a layer at a time.
 void WeightPlacer::copy(const Model& model, Device& device, const Options& options, const Layout& layout) {

@@ -32,7 +32,7 @@ class WeightPlacer {
   };
   // `rows`: the model's weights with ffn_down_t in every layer, in outline: down projections of a standard file are turned
   // here, a layer at a time, so that they are never in memory twice. units_by_slot: (n_layer) permutations, the unit of each
-  // slot, or empty where slots are units. The model, `rows`, the order, the predictor and the device outlive this.
+  // slot, or empty where slots are units. The model, the order, the predictor and the device outlive this.
   // Throws OutOfMemoryError before anything is copied when the device has too little memory.
   WeightPlacer(const Model& model, std::shared_ptr<const Relayout> rows, const Placement& placement,
                const std::vector<std::vector<int32_t>>& units_by_slot, Device& device, const Options& options);
@@ -43,17 +43,16 @@ class WeightPlacer {
   uint64_t arena_bytes() const { return arena_bytes_; }    // of cold units copied in host memory
   double seconds() const { return seconds_; }              // that copying took
   // Whether the layer has hot units, and cold ones in memory that may be written (core/unit_exchange.h).
-  bool can_exchange(size_t layer) const;
+  bool can_exchange(size_t layer) const { return can_exchange_[layer]; }
 
  private:
   class Layout;
   void copy(const Model& model, Device& device, const Options& options, const Layout& layout);
 
-  std::shared_ptr<const Relayout> rows_;
   PlacedWeights placed_;
   std::unique_ptr<DeviceMemory> memory_;
   std::vector<Arena> arenas_;
-  std::vector<bool> may_write_;  // (n_layer) whether all cold rows are copies
+  std::vector<bool> can_exchange_;  // (n_layer)
   uint64_t device_bytes_ = 0, arena_bytes_ = 0;
   double seconds_ = 0;
 };

@@ -72,9 +72,9 @@ inline EngineOptions hybrid_options(std::mt19937_64& random, const TinySpec& spe
 }
 
 // The number of random steps; HOTSET_HYBRID_STEPS asks for more.
-inline int64_t n_random_steps() {
+inline int64_t n_random_steps(int64_t otherwise = 400) {
   const char* const asked = std::getenv("HOTSET_HYBRID_STEPS");
-  return asked != nullptr ? std::atoll(asked) : 400;
+  return asked != nullptr ? std::atoll(asked) : otherwise;
 }
 
 // Sessions of one engine that are driven by the same numbers as those of another.

@@ -2,7 +2,6 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <numeric>
 
@@ -11,6 +10,7 @@
 #include "core/unit_exchange.h"
 #include "core/weight_placer.h"
 #include "tests/cpp/families.h"
+#include "tests/cpp/hybrid_util.h"
 
 namespace {
 
@@ -103,45 +103,14 @@ EngineOptions adaptive_options(std::mt19937_64& random, const TinySpec& spec) {
   return out;
 }
 
-// Sessions of one engine that the same numbers drive as those of another: prompts and single tokens mixed.
-struct Driven {
-  explicit Driven(std::shared_ptr<Engine> made) : engine(std::move(made)) {
-    for (int i = 0; i < 3; ++i) sessions.push_back(engine->open_session());
-  }
-  Logits step(uint64_t seed) {
-    std::mt19937_64 random(seed);
-    std::vector<Ids> ids(sessions.size());
-    std::vector<Engine::Entry> entries;
-    for (size_t i = 0; i < sessions.size(); ++i) {
-      if (i > 0 && random() % 2 == 0) continue;
-      if (sessions[i].n_past() > 40) sessions[i].truncate(static_cast<int64_t>(random() % 40));
-      ids[i] = random_tokens(random(), 1 + (random() % 4 == 0 ? random() % 9 : 0), 270);
-      entries.push_back({&sessions[i], ids[i], random() % 2 == 0});
-    }
-    engine->advance(entries);
-    Logits out;
-    for (const Engine::Entry& entry : entries)
-      out.insert(out.end(), entry.session->all_logits().begin(), entry.session->all_logits().end());
-    return out;
-  }
-  std::shared_ptr<Engine> engine;
-  std::vector<Session> sessions;
-};
-
 bool same_bits(const Logits& a, const Logits& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
-// The number of random steps; HOTSET_HYBRID_STEPS asks for more.
-int64_t n_random_steps() {
-  const char* const asked = std::getenv("HOTSET_HYBRID_STEPS");
-  return asked != nullptr ? std::atoll(asked) : 600;
 }
 
 TEST_CASE("adaptation: on and off give the bits of the host alone") {
   std::mt19937_64 random(29);
   uint64_t n_swaps = 0;
-  const int64_t n_steps = n_random_steps();
+  const int64_t n_steps = n_random_steps(600);
   for (int64_t done = 0; done < n_steps;) {
     const Family family = kFamilies[random() % std::size(kFamilies)];
     TinySpec spec = spec_of(family, random() % 2 ? DType::kQ4_0 : DType::kF16);
@@ -154,9 +123,9 @@ TEST_CASE("adaptation: on and off give the bits of the host alone") {
     Driven host(Engine::create(model, {.n_threads = 1, .n_sequences = 3, .mode = "dense"}));
     for (int i = 0; i < 75 && done < n_steps; ++i, ++done) {
       const uint64_t seed = random();
-      const Logits expected = host.step(seed);
-      REQUIRE(same_bits(on.step(seed), expected));
-      REQUIRE(same_bits(off.step(seed), expected));
+      const Logits expected = host.step(std::mt19937_64(seed));
+      REQUIRE(same_bits(on.step(std::mt19937_64(seed)), expected));
+      REQUIRE(same_bits(off.step(std::mt19937_64(seed)), expected));
     }
     n_swaps += on.engine->info().n_swaps;
     CHECK(on.engine->info().adapts);
@@ -281,9 +250,9 @@ TEST_CASE("adaptation: a device that fails while rows are moved ends the engine,
     for (uint64_t seed = 1; seed < 60 && !failed; ++seed) {
       std::vector<int64_t> held;
       for (const Session& session : on.sessions) held.push_back(session.n_past());
-      const Logits expected = host.step(seed);
+      const Logits expected = host.step(std::mt19937_64(seed));
       try {
-        const Logits got = on.step(seed);
+        const Logits got = on.step(std::mt19937_64(seed));
         CHECK(same_bits(got, expected));
       } catch (const DeviceError&) {
         failed = true;
@@ -292,7 +261,7 @@ TEST_CASE("adaptation: a device that fails while rows are moved ends the engine,
       }
     }
     CHECK(failed);
-    CHECK_THROWS_WITH_AS(on.step(99), doctest::Contains("earlier step"), DeviceError);
+    CHECK_THROWS_WITH_AS(on.step(std::mt19937_64(99)), doctest::Contains("earlier step"), DeviceError);
   }
 }
 
