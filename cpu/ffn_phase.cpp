@@ -25,8 +25,9 @@ constexpr int64_t kMostListedMany = 35;
 constexpr int64_t kManyRows = 64;
 
 // Shares of a row's unit list, or of all units, that are computed as one task, for each worker: enough that a worker
-// that lost its core does not hold up the others, few enough that a share is long against its first cache misses.
-constexpr int64_t kSharesPerWorker = 4;
+// that lost its core does not hold up the others, few enough that a share is long against its first cache misses and
+// that its sums are soon merged. See docs/BENCHMARKS.md, "Kernels".
+constexpr int64_t kSharesPerWorker = 2;
 
 // Rows and columns of the output, and where their sums go: row r's at sums + r * stride.
 struct DownPart {
