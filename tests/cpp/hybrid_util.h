@@ -77,6 +77,12 @@ inline int64_t n_random_steps(int64_t otherwise = 400) {
   return asked != nullptr ? std::atoll(asked) : otherwise;
 }
 
+// The seed of a random run; HOTSET_HYBRID_SEED is added to it, so that a long run can be made of several short ones.
+inline uint64_t random_steps_seed(uint64_t otherwise) {
+  const char* const asked = std::getenv("HOTSET_HYBRID_SEED");
+  return otherwise + (asked != nullptr ? std::strtoull(asked, nullptr, 10) * 1000 : 0);
+}
+
 // Sessions of one engine that are driven by the same numbers as those of another.
 struct Driven {
   explicit Driven(std::shared_ptr<Engine> made) : engine(std::move(made)) {
