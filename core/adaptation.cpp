@@ -35,6 +35,7 @@ std::span<const int64_t> first_slots(int64_t first, int64_t end, std::span<int64
 Adaptation::Adaptation(std::vector<AdaptiveLayer> layers, const AdaptationOptions& options)
     : options_(options), decay_(std::exp(-1 / options.window_rows)) {
   check(options.window_rows >= 1 && options.window_rows <= 1e6, "window_rows", "1 to 1e6");
+  check(options.prior_rows >= 0 && options.prior_rows <= 1e6, "prior_rows", "0 to 1e6");
   check(options.deviations > 0 && options.swaps_per_step >= 0, "deviations and swaps_per_step", "above 0");
   check(options.max_swaps >= 1 && options.max_swaps <= 4096, "max_swaps", "1 to 4096");
   check(options.steps_per_round >= 1, "steps_per_round", "at least 1");
@@ -47,10 +48,13 @@ Adaptation::Adaptation(std::vector<AdaptiveLayer> layers, const AdaptationOption
     }
     check(given.units_by_slot.size() == n, "units_by_slot", "one for each unit");
     check(given.frequencies.empty() || given.frequencies.size() == n, "frequencies", "one for each unit");
-    Layer layer{std::move(given), std::vector<float>(n), std::vector<uint64_t>(n), std::vector<uint32_t>(n)};
+    Layer layer{std::move(given), std::vector<float>(n), std::vector<float>(n), std::vector<uint64_t>(n),
+                std::vector<uint32_t>(n)};
     // As if they had been counted for a long time: the weights of all rows add up to 1 / (1 - decay).
-    for (size_t slot = 0; slot < layer.given.frequencies.size(); ++slot)
+    for (size_t slot = 0; slot < layer.given.frequencies.size(); ++slot) {
       layer.weighted[slot] = static_cast<float>(layer.given.frequencies[slot] / (1 - decay_));
+      layer.prior[slot] = static_cast<float>(layer.given.frequencies[slot] * options.prior_rows);
+    }
     layer.given.frequencies = {};
     const bool is_split = layer.given.n_hot > 0 && layer.given.n_hot < layer.given.n_units;
     if (is_split && !layer.given.is_fixed) open_.push_back(layers_.size());
@@ -97,7 +101,7 @@ void Adaptation::count(size_t layer, std::span<const uint32_t> tallies) {
 }
 
 bool Adaptation::is_better(const Layer& layer, int64_t cold, int64_t hot) const {
-  const double a = layer.weighted[static_cast<size_t>(cold)], b = layer.weighted[static_cast<size_t>(hot)];
+  const double a = expected(layer, cold), b = expected(layer, hot);
   return a - b > options_.deviations * std::sqrt(a + b);
 }
 
@@ -106,7 +110,7 @@ std::span<const SlotSwap> Adaptation::choose(size_t layer) {
   swaps_.clear();
   const size_t most = static_cast<size_t>(std::max<int64_t>(left_, 0));
   if (most == 0 || std::find(open_.begin(), open_.end(), layer) == open_.end()) return swaps_;
-  const auto weight = [&](int64_t slot) { return from.weighted[static_cast<size_t>(slot)]; };
+  const auto weight = [&](int64_t slot) { return expected(from, slot); };
   const auto hot = first_slots(0, from.given.n_hot, std::span(coldest_).first(most),
                                [&](int64_t a, int64_t b) { return weight(a) < weight(b); });
   const auto cold = first_slots(from.given.n_hot, from.given.n_units, std::span(hottest_).first(most),
@@ -121,6 +125,7 @@ void Adaptation::swapped(size_t layer, std::span<const SlotSwap> swaps) {
   for (const SlotSwap& swap : swaps) {
     const size_t a = static_cast<size_t>(swap.hot), b = static_cast<size_t>(swap.cold);
     std::swap(of.weighted[a], of.weighted[b]);
+    std::swap(of.prior[a], of.prior[b]);
     std::swap(of.counts[a], of.counts[b]);
     std::swap(of.given.units_by_slot[a], of.given.units_by_slot[b]);
   }

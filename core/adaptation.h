@@ -1,9 +1,10 @@
 // Decides which units change places between a device and the host while text is generated. Knows numbers only: no
 // weights, no devices.
 //
-// Each unit has a count of the rows that it was active for, old rows weighing less and less. Where a cold unit's count is
-// above a hot one's by more than chance makes it, the two change slots: what is counted goes along with a unit. Where a
-// unit is computed changes no result, so all of this is about time alone.
+// Each unit has a count of the rows that it was active for, old rows weighing less and less, and what is known of it
+// from a profile counts as some rows that never grow old. Where a cold unit's count is above a hot one's by more than
+// chance makes it, the two change slots: what is counted goes along with a unit. Where a unit is computed changes no
+// result, so all of this is about time alone.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +15,15 @@ namespace hotset {
 
 struct AdaptationOptions {
   // A row that so many others have followed weighs 1 / e of the latest.
-  double window_rows = 256;
-  // Counts a and b, of cold and hot, differ when a - b exceeds so many times sqrt(a + b), the deviation of their
-  // difference if both units fired alike. As the extremes of thousands of units are compared, 3 to 4 keep chance out.
-  double deviations = 3;
+  double window_rows = 128;
+  // A known frequency counts as so many rows beside those of the window: the text so far tells little of units that
+  // fire seldom, and what comes after a digression is mostly what was profiled. docs/BENCHMARKS.md has the figures.
+  double prior_rows = 64;
+  // Counts a and b, of cold and hot, differ when a - b exceeds so many times sqrt(a + b). Weights that fall off
+  // exponentially make the deviation of a difference sqrt((a + b) / 2), and a prior adds to a + b but nothing to that,
+  // so that 2.5 are 3.5 to 4.3 deviations: as the extremes of thousands of units are compared, fewer would let chance
+  // in.
+  double deviations = 2.5;
   double swaps_per_step = 1;  // at most so many on average
   int64_t max_swaps = 16;     // and in one step
   int64_t steps_per_round = 16;  // in which all layers are looked at; fewer steps of several rows
@@ -68,10 +74,14 @@ class Adaptation {
   struct Layer {
     AdaptiveLayer given;
     std::vector<float> weighted;     // by slot: the rows that its unit was active for, by their weight
+    std::vector<float> prior;        // by slot: those that its unit's frequency counts as
     std::vector<uint64_t> counts;    // by slot: of its unit, all rows alike
     std::vector<uint32_t> tallies;   // by slot, whatever units it had: the latest that count() was given
     int64_t n_rows = 0;              // of the latest count()
   };
+  static double expected(const Layer& layer, int64_t slot) {
+    return layer.weighted[static_cast<size_t>(slot)] + layer.prior[static_cast<size_t>(slot)];
+  }
   bool is_better(const Layer& layer, int64_t cold, int64_t hot) const;
 
   const AdaptationOptions options_;

@@ -101,6 +101,52 @@ TEST_CASE("adaptation: frequencies and the prompt are where it starts from") {
   CHECK(known.step(200, [&](int32_t unit) { return 200 * backwards(unit); }).size() == 16);
 }
 
+// Cold shares of a placement that adapts, and of the one that it starts from, in both halves of three stretches of
+// text: of the topic that was profiled, of another one for which a third of the units fire as often as some other
+// would, and of the first again. Texts of 250 rows have units that they favour, as real ones do.
+struct Stretches {
+  explicit Stretches(const AdaptationOptions& options) {
+    constexpr size_t kUnits = 400, kHot = 140;
+    std::mt19937_64 random(19);
+    const auto often = [](size_t unit) { return 10000 / (20 + unit); };  // of 1000 rows
+    std::vector<size_t> as(kUnits);  // the unit that it fires like in the other topic
+    std::vector<double> frequencies;
+    for (size_t unit = 0; unit < kUnits; ++unit) {
+      as[unit] = random() % 3 == 0 ? random() % kUnits : unit;
+      frequencies.push_back(static_cast<double>(often(unit)) / 1000);
+    }
+    OneLayer layer({kUnits, kHot, false, {}, frequencies}, options);
+    std::vector<uint64_t> promille(kUnits);
+    std::vector<bool> fires(kUnits);
+    for (size_t half = 0; half < 6; ++half) {
+      double n_fixed = 0, n_adapted = 0, n_active = 0;
+      for (int row = 0; row < 1000; ++row) {
+        for (size_t unit = 0; unit < kUnits && row % 250 == 0; ++unit)
+          promille[unit] = often(half / 2 == 1 ? as[unit] : unit) * (random() % 4 == 0 ? 3 : 1) / 2;
+        for (size_t unit = 0; unit < kUnits; ++unit) fires[unit] = random() % 1000 < promille[unit];
+        for (size_t slot = 0; slot < kUnits; ++slot) {
+          const int32_t unit = layer.adaptation.unit_of_slot(0, static_cast<int64_t>(slot));
+          const bool is_active = fires[static_cast<size_t>(unit)];
+          n_active += is_active, n_adapted += is_active && slot >= kHot, n_fixed += fires[slot] && slot >= kHot;
+        }
+        layer.step(1, [&](int32_t unit) { return fires[static_cast<size_t>(unit)]; });
+      }
+      fixed[half] = n_fixed / n_active, adapted[half] = n_adapted / n_active;
+    }
+  }
+  double fixed[6], adapted[6];
+};
+
+TEST_CASE("adaptation: another topic is followed, and the return to the one that was profiled costs next to nothing") {
+  const Stretches with({.steps_per_round = 1}), without({.prior_rows = 0, .steps_per_round = 1});
+  for (size_t half = 0; half < 6; ++half) {
+    CAPTURE(half);
+    CHECK(with.adapted[half] < with.fixed[half] + (half / 2 == 1 ? -0.06 : 0.01));
+  }
+  CHECK(with.adapted[4] + with.adapted[5] < with.fixed[4] + with.fixed[5] + 0.01);
+  CHECK(without.adapted[4] > with.adapted[4] + 0.01);  // what is known of units brings them back sooner
+}
+
 TEST_CASE("adaptation: layers that are all hot, all cold or fixed are counted and left alone") {
   for (const AdaptiveLayer& given : {AdaptiveLayer{20, 20}, AdaptiveLayer{20, 0}, AdaptiveLayer{20, 10, true}}) {
     OneLayer layer(given, {.window_rows = 8, .deviations = 0.1, .swaps_per_step = 16, .steps_per_round = 1});
