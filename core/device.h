@@ -129,6 +129,8 @@ class Device {
   virtual std::unique_ptr<Program> compile(const Plan& plan, int32_t lane, const SharedState& shared = {}) = 0;
 
   // Starts a step; programs of a device run in the order of their launches. The parameters need not outlive the call.
+  // Returns without waiting for steps of the program, which wait for lanes that are launched later: a device whose
+  // queue is finite takes the program as one (a graph), or feeds the queue from a thread of its own.
   // synchronize() returns when all launches are done and rethrows their first error.
   virtual void launch(Program& program, const StepParams& params) = 0;
   virtual void synchronize() = 0;
