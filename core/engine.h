@@ -120,6 +120,7 @@ struct EngineInfo {
   uint64_t predictor_bytes_per_token = 0;  // what predict mode reads besides
   uint64_t kv_bytes_per_position = 0;
   uint64_t buffer_bytes = 0;  // activations and scratch, of all devices
+  uint64_t host_buffer_bytes = 0;  // part of it
   // With an accelerator:
   uint64_t device_bytes = 0;         // taken there: weights, keys and values, buffers; equals what `plan` says
   uint64_t device_weight_bytes = 0;  // part of it

@@ -43,6 +43,47 @@ ReadRate device_rate(const GpuRates& gpu, double row_bytes) {
   return out;
 }
 
+// Of a lane's buffers with a row for each row of logits, all but those that generation asks for, one a sequence. Memory
+// that is never touched is never committed.
+uint64_t unasked_logits_bytes(const Plan& plan, uint64_t n_sequences, int32_t lane) {
+  const uint64_t n_rows = static_cast<uint64_t>(plan.max_output_rows);
+  uint64_t row = 0;
+  for (const BufferDesc& buffer : plan.buffers)
+    if (buffer.rows == BufferRows::kOutput && buffer.lane == lane)
+      row += static_cast<uint64_t>(buffer.n_cols) * sizeof(float);
+  return (n_rows - std::min(n_rows, n_sequences)) * row;
+}
+
+struct ListBytes {
+  uint64_t host = 0, shared = 0;
+};
+
+// What is never touched of buffers by position in the host's lists of active units, of n_listed units a row: the lists
+// themselves, and of the listed units h and, with a gate, the products. Rows begin where the one before ends, so a
+// piece of a page at both ends is touched.
+ListBytes untouched_list_bytes(const Plan& plan, double n_listed, bool gated) {
+  constexpr double kPage = 4096;
+  const auto untouched = [&](double all, double listed) {
+    const double touched = std::min(all, std::ceil(listed / kPage) * kPage);
+    return static_cast<uint64_t>((all - touched) * static_cast<double>(plan.max_rows));
+  };
+  ListBytes out;
+  int64_t most_units = 0;
+  std::set<int32_t> lists;
+  for (const Step& step : plan.steps) {
+    const auto* const ffn = std::get_if<op::SparseFfn>(&step.op);
+    if (ffn == nullptr || step.lane != kHostLane || !ffn->units) continue;
+    most_units = std::max(most_units, plan.weight(ffn->down_t).n_rows);
+    if (!lists.insert(ffn->units.index).second) continue;
+    const BufferDesc& list = plan.buffer(ffn->units);
+    const double row = 4.0 * static_cast<double>(plan.row_words(ffn->units));
+    const double each = list.kind == BufferKind::kActive ? 8 : 4;
+    (list.lane == kHostLane ? out.host : out.shared) += untouched(row, each * n_listed);
+  }
+  out.host += (gated ? 2 : 1) * untouched(4.0 * static_cast<double>(most_units), 4 * n_listed);
+  return out;
+}
+
 // An engine in outline with what the placement asks of it.
 class Outline {
  public:
@@ -61,8 +102,22 @@ class Outline {
   const EngineInfo& info() const { return info_; }
   const Plan& plan() const { return impl_.plan(); }
   const ModelConfig& config() const { return impl_.model->config(); }
+  uint64_t n_sequences() const { return n_sequences_; }
   const std::shared_ptr<const Model>& model() const { return impl_.model; }
   const Weights& weights() const { return rows_ ? rows_->weights() : impl_.weights(); }
+
+  // Units that the host lists for a row, as is expected of the layer with the most: of those that `placement` leaves
+  // cold, or of all. Nothing where that is not known.
+  std::optional<double> most_listed(const Placement* placement) const {
+    if (!exact() || request_.frequencies.empty()) return {};
+    double most = 0;
+    for (size_t i = 0; i < request_.frequencies.size(); ++i) {
+      const auto& units = request_.frequencies[i];
+      const auto first = units.begin() + (placement != nullptr ? placement->layers[i].n_hot : 0);
+      most = std::max(most, std::accumulate(first, units.end(), 0.0));
+    }
+    return most;
+  }
 
   EngineBytes bytes() const {
     const Plan& p = plan();
@@ -71,10 +126,8 @@ class Outline {
     const uint64_t n_blocks =
         static_cast<uint64_t>((info_.n_ctx + KvLayout::kBlockPositions - 1) / KvLayout::kBlockPositions);
     out.kv_per_layer = n_sequences_ * n_blocks * p.kv.block_bytes() / static_cast<uint64_t>(p.kv.n_layer);
-    const uint64_t row = output_row_bytes();
-    const uint64_t n_rows = static_cast<uint64_t>(p.max_output_rows);
-    // Generation asks for one row of logits a sequence; memory that is never touched is never committed.
-    out.compute = info_.buffer_bytes - (n_rows - std::min(n_rows, n_sequences_)) * row - untouched_list_bytes();
+    out.compute = info_.buffer_bytes - unasked_logits_bytes(p, n_sequences_, kHostLane);
+    if (const auto n = most_listed(nullptr)) out.compute -= untouched_list_bytes(p, *n, config().arch->gated).host;
     out.logits = 2 * n_sequences_ * static_cast<uint64_t>(p.n_vocab) * sizeof(float);
     out.predictor = info_.predictor_bytes;
     out.predictors = predictors();
@@ -131,20 +184,6 @@ class Outline {
            kPaddingPerLayer * (weights().layers.size() + 1);
   }
 
-  // What is never touched of buffers by position in a row's unit list: the list, and of the listed units h and, with a
-  // gate, the products. Rows begin where the one before ends, so a piece of a page at both ends is touched.
-  uint64_t untouched_list_bytes() const {
-    if (!exact() || request_.frequencies.empty()) return 0;
-    double most = 0;
-    for (const auto& layer : request_.frequencies)
-      most = std::max(most, std::accumulate(layer.begin(), layer.end(), 0.0));
-    constexpr double kPage = 4096;
-    const double all = 4 * static_cast<double>(config().n_ff);
-    const double touched = std::min(all, std::ceil(4 * most / kPage) * kPage);
-    const double n_buffers = config().arch->gated ? 3 : 2;
-    return static_cast<uint64_t>((all - touched) * n_buffers * static_cast<double>(plan().max_rows));
-  }
-
   // Of every layer; an assumed predictor is cut evenly.
   std::vector<PredictorBytes> predictors() const {
     std::vector<PredictorBytes> out;
@@ -156,14 +195,6 @@ class Outline {
       for (const Predictor::Layer& layer : impl_.predictor()->layers())
         out.push_back({layer.shared_bytes(), layer.unit_bytes()});
     }
-    return out;
-  }
-
-  // A row of everything that has one row per row of logits.
-  uint64_t output_row_bytes() const {
-    uint64_t out = 0;
-    for (const BufferDesc& buffer : plan().buffers)
-      if (buffer.rows == BufferRows::kOutput) out += static_cast<uint64_t>(buffer.n_cols) * sizeof(float);
     return out;
   }
 
@@ -283,15 +314,25 @@ SimulatedStep simulate_step(const Outline& outline, const Plan& plan, const Plac
 }
 
 // What an engine of both devices takes beside weights, keys and values.
-void set_compute(const Outline& outline, const EngineInfo& both, const Placement& placement, EngineBytes& bytes) {
+void set_compute(const Outline& outline, const EngineImpl& engine, const Placement& placement, EngineBytes& bytes) {
+  const EngineInfo both = engine.info();
   uint64_t weights = 0;  // without what aligns them
   EngineBytes predictors;
   predictors.predictors = bytes.predictors;
   for (const MemoryComponent& each : account(outline.weights(), outline.exact(), predictors, placement).components)
     weights += each.device == "gpu" ? each.bytes : 0;
   bytes.device_compute = both.device_bytes - both.device_kv_bytes - weights;
-  bytes.compute = both.buffer_bytes - (both.device_bytes - both.device_kv_bytes - both.device_weight_bytes);
+  bytes.compute = both.host_buffer_bytes;
   bytes.handoff = both.shared_bytes;
+  for (const Plan* plan : {&engine.plan(), engine.stream_plan()}) {
+    if (plan == nullptr) continue;
+    bytes.compute -= unasked_logits_bytes(*plan, outline.n_sequences(), kHostLane);
+    bytes.handoff -= unasked_logits_bytes(*plan, outline.n_sequences(), kSharedLane);
+    const auto n_listed = outline.most_listed(&placement);
+    if (!n_listed) continue;
+    const ListBytes lists = untouched_list_bytes(*plan, *n_listed, outline.config().arch->gated);
+    bytes.compute -= lists.host, bytes.handoff -= lists.shared;
+  }
 }
 
 }  // namespace
@@ -318,7 +359,7 @@ EnginePlan plan_engine(std::shared_ptr<const Model> model, const EngineOptions& 
       out.steps = dump(both->plan());
       if (both->stream_plan())
         out.steps += cat("\nsteps of ", both->stream_from_rows(), " rows and more:\n", dump(*both->stream_plan()));
-      set_compute(outline, both->info(), out.placement, bytes);
+      set_compute(outline, *both, out.placement, bytes);
     } else {  // an engine has no assumed predictors: where one predicts for all, it detects for all instead
       out.placement = place(problem);
       Placement without = out.placement;

@@ -254,7 +254,11 @@ EngineInfo EngineImpl::info() const {
       out.weight_bytes_per_token +=
           weights().layers[i].ffn_down_t.view.size_bytes() - down_bytes(model->weights().layers[i]);
   out.kv_bytes_per_position = kv.block_bytes() / static_cast<uint64_t>(KvLayout::kBlockPositions);
-  out.buffer_bytes = executor_->buffer_bytes() + (stream_executor_ ? stream_executor_->buffer_bytes() : 0);
+  for (const Executor* each : {executor_.get(), stream_executor_.get()}) {
+    if (each == nullptr) continue;
+    out.buffer_bytes += each->buffer_bytes();
+    out.host_buffer_bytes += each->buffer_bytes(kHostLane);
+  }
   if (predictor_ && exact_) {
     out.predictor = predictor_->description();
     out.predictor_bytes = predictor_->n_bytes();

@@ -119,6 +119,54 @@ TEST_CASE("memory plan: what is on the device is what the placement counted, and
     }
 }
 
+TEST_CASE("memory plan: with a card the host's buffers, shared memory and cold units are those of a real engine") {
+  int64_t n_split = 0, n_streamed = 0;
+  for (const std::string mode : {"exact", "dense"})
+    for (const int64_t stream_from_rows : {0, 4}) {
+      CAPTURE(mode);
+      CAPTURE(stream_from_rows);
+      TinySpec spec{.n_layer = 3, .n_ff = 320, .dtype = DType::kQ8_0};
+      const auto model = load_tiny(spec);
+      EngineOptions options{.n_threads = 1, .n_ctx = 64, .n_batch = 8, .n_sequences = 2, .mode = mode};
+      options.device = "virtual", options.stream_from_rows = stream_from_rows;
+      MachineRates rates = made_up_rates();
+      rates.read = {{"huge", 1, 50, 1, {}}}, rates.gpu = GpuRates{"G", 0, 500, {}};  // with which layers are split
+      options.rates = std::make_shared<const MachineRates>(rates);
+      PlanRequest request;
+      request.rates = rates, request.vram_budget = 1 << 30;
+      const uint64_t fixed = placement_problem(model, options, request).fixed_bytes;
+      for (uint64_t budget = fixed; budget <= fixed + 200000; budget += 20000) {
+        CAPTURE(budget);
+        request.vram_budget = budget, options.vram_budget = budget;
+        const EnginePlan plan = plan_engine(model, options, request);
+        if (!plan.placement.uses_device()) continue;
+        const EngineInfo real = Engine::create(model, options)->info();
+        // Each of two sequences asks for a row: of the others' logits, and what is normed for them, nothing is touched.
+        const bool is_streamed = stream_from_rows > 0 && plan.steps.find("rows and more") != std::string::npos;
+        n_streamed += is_streamed;
+        const uint64_t n_unasked = is_streamed ? (8 - 2) + (3 - 2) : 8 - 2;
+        const Placement& at = plan.placement;
+        const bool ends_there = at.head == Place::kDevice && at.layers[2].attention == Place::kDevice;
+        const uint64_t logits_row = 4 * static_cast<uint64_t>(model->config().n_vocab + (ends_there ? 0 : spec.n_embd));
+        CHECK(part(plan.memory, "compute", "cpu") + part(plan.memory, "handoff", "cpu") ==
+              real.host_buffer_bytes + real.shared_bytes - n_unasked * logits_row);
+        // All cold units of split layers are copied, as any of them may become hot; tensors begin at multiples of 256.
+        uint64_t cold = 0;
+        for (size_t i = 0; i < 3; ++i) {
+          const uint64_t n_cold = static_cast<uint64_t>(320 - at.layers[i].n_hot);
+          if (mode == "dense" || n_cold == 0 || n_cold == 320) continue;
+          const LayerBytes bytes = layer_bytes(model->weights(), i, true);
+          cold += n_cold * (bytes.unit_rows + (at.layers[i].detect == DetectPlace::kDevice ? 0 : bytes.detect_row));
+          ++n_split;
+        }
+        CHECK(real.arena_bytes >= cold);
+        CHECK(real.arena_bytes <= cold + 3 * 3 * 256);
+      }
+    }
+  CHECK(n_split > 0);
+  CHECK(n_streamed > 0);
+}
+
 TEST_CASE("memory plan: frequencies count in exact mode only") {
   TinySpec spec;
   const auto model = load_tiny(spec);
