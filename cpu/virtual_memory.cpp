@@ -1,8 +1,6 @@
 #include "cpu/virtual_memory.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 
@@ -53,29 +51,25 @@ std::unique_ptr<DeviceMemory> VirtualMemory::alloc_real(size_t n_bytes) {
   return std::make_unique<VirtualPiece>(*this, n_bytes, true);
 }
 
+// What the host is given is address space alone: no memory needs to lie there.
 VirtualMemory::Piece VirtualMemory::map(size_t n_bytes) {
   const std::lock_guard lock(mutex_);
   if (++n_allocs_ == fail_alloc_ || n_bytes > limit_ - used_) fail(limit_ - used_, n_bytes);
   const size_t n_mapped = mapped_bytes(n_bytes);
-  const int file = ::memfd_create("hotset-virtual-device", MFD_CLOEXEC);
-  const bool is_sized = file >= 0 && ::ftruncate(file, static_cast<off_t>(n_mapped)) == 0;
-  void* const real = is_sized ? ::mmap(nullptr, n_mapped, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0) : MAP_FAILED;
-  void* const handed = real != MAP_FAILED ? ::mmap(nullptr, n_mapped, PROT_NONE, MAP_SHARED, file, 0) : MAP_FAILED;
-  if (file >= 0) ::close(file);
-  if (handed == MAP_FAILED) {
-    if (real != MAP_FAILED) ::munmap(real, n_mapped);
-    fail(limit_ - used_, n_bytes);
-  }
-  const Piece out{static_cast<std::byte*>(handed), static_cast<std::byte*>(real), n_bytes};
-  by_handed_[out.handed] = out, by_real_[out.real] = out;
+  Arena memory(n_mapped, Pages::kHuge);
+  void* const handed = ::mmap(nullptr, n_mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (handed == MAP_FAILED) fail(limit_ - used_, n_bytes);
+  const Piece out{static_cast<std::byte*>(handed), memory.data(), n_bytes};
+  by_handed_[out.handed] = by_real_[out.real] = out;
+  memory_[out.real] = std::move(memory);
   used_ += n_bytes;
   return out;
 }
 
 void VirtualMemory::unmap(const Piece& piece) {
   const std::lock_guard lock(mutex_);
-  by_handed_.erase(piece.handed), by_real_.erase(piece.real);
-  ::munmap(piece.handed, mapped_bytes(piece.size)), ::munmap(piece.real, mapped_bytes(piece.size));
+  by_handed_.erase(piece.handed), by_real_.erase(piece.real), memory_.erase(piece.real);
+  ::munmap(piece.handed, mapped_bytes(piece.size));
   used_ -= piece.size;
 }
 

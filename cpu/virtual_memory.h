@@ -1,5 +1,5 @@
-// Memory of a pretend accelerator: one piece mapped twice, readable for the device, without access under the addresses
-// that the host is given.
+// Memory of a pretend accelerator: pieces that the device reads and writes, and for each as much address space without
+// access, whose addresses the host is given.
 #pragma once
 
 #include <cstddef>
@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 
+#include "core/arena.h"
 #include "core/device.h"
 
 namespace hotset::cpu {
@@ -47,6 +48,7 @@ class VirtualMemory {
   uint64_t used_ = 0;
   int64_t n_allocs_ = 0;
   std::map<const std::byte*, Piece> by_handed_, by_real_;  // by first address
+  std::map<const std::byte*, Arena> memory_;               // by `real`
 };
 
 }  // namespace hotset::cpu
