@@ -193,7 +193,8 @@ void FfnUnitsPhase::run(int64_t task, int32_t worker, const StepContext& context
 }
 
 // One row: shares of its list. Several rows: blocks of units, so that a weight row is still in the cache when the next
-// row's list names it too. Units without a gate have their products already.
+// row's list names it too; one list of all that any row names was slower (docs/BENCHMARKS.md, "Lists of several rows").
+// Units without a gate have their products already.
 int64_t FfnListedPhase::n_tasks(const StepContext& context) const {
   choose_units(context, shape_);
   if (!shape_.is_gated) return context.n_rows;
