@@ -28,6 +28,8 @@ struct VirtualDeviceOptions {
   uint64_t memory_bytes = UINT64_MAX;  // of all that alloc() and programs may take
   uint64_t seed = 0;                   // of the delays
   int32_t max_delay_us = 0;            // waits up to so long before each phase of a program
+  // Runs the CUDA device's kernels instead of the CPU's: see make_cuda_stand_in.
+  bool runs_cuda_kernels = false;
   // Faults for tests, counted from 1; 0 = never.
   int64_t fail_alloc = 0;  // this allocation
   int64_t fail_upload = 0;  // this one
@@ -36,7 +38,23 @@ struct VirtualDeviceOptions {
 };
 std::unique_ptr<Device> make_virtual_device(const VirtualDeviceOptions& options);
 
+// What stands for a card with the CUDA device's own kernels: its launch lists run by the host, thread after thread. For
+// tests, and for outlines, because it takes the memory that the CUDA device takes. Of the options it has no isa, and of the
+// faults only fail_alloc.
+std::unique_ptr<Device> make_cuda_stand_in(const VirtualDeviceOptions& options);
+
+// Whether there is a CUDA device to be had, without making one.
+struct CudaState {
+  bool is_built = false;    // this build has the CUDA device
+  std::string problem;      // why it cannot be used; "" = it can
+  uint64_t free_bytes = 0;  // that an engine may take
+};
+CudaState cuda_state();
+
+struct CudaDeviceOptions {
+  uint64_t memory_bytes = UINT64_MAX;  // of all that alloc() and programs may take
+};
 // Throws DeviceError saying why there is no CUDA device (not built in, no driver, no card).
-std::unique_ptr<Device> make_cuda_device();
+std::unique_ptr<Device> make_cuda_device(const CudaDeviceOptions& options);
 
 }  // namespace hotset

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "core/devices.h"
 #include "core/engine_impl.h"
 #include "core/topology.h"
 
@@ -167,8 +168,24 @@ Engine::~Engine() = default;
 
 std::string describe_processors() { return describe(read_topology()); }
 
+namespace {
+
+// A CUDA device where this build and this machine have one.
+std::string available_device(const EngineOptions& options) {
+  const CudaState cuda = cuda_state();
+  if (!cuda.is_built) return "cpu";
+  if (cuda.problem.empty()) return "cuda";
+  log_to(options.log, LogLevel::kWarning,
+         cat("[engine] device auto: the CPU, as there is no CUDA device: ", cuda.problem));
+  return "cpu";
+}
+
+}  // namespace
+
 std::shared_ptr<Engine> Engine::create(std::shared_ptr<const Model> model, const EngineOptions& options) {
-  return std::shared_ptr<Engine>(new Engine(std::make_unique<EngineImpl>(std::move(model), options)));
+  EngineOptions chosen = options;
+  if (options.device == "auto") chosen.device = available_device(options);
+  return std::shared_ptr<Engine>(new Engine(std::make_unique<EngineImpl>(std::move(model), chosen)));
 }
 
 const Model& Engine::model() const { return *impl_->model; }

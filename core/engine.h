@@ -143,6 +143,9 @@ struct ActivityCounts {
 // Memory of a pretend card for which no budget was given.
 constexpr uint64_t kVirtualBytes = uint64_t{8} << 30;
 
+// Whether a device of that name computes beside the CPU.
+inline bool is_accelerator(const std::string& device) { return device == "cuda" || device == "virtual"; }
+
 // Asked between operations while computing; true stops the step with CancelledError. May be empty.
 using StopCheck = std::function<bool()>;
 

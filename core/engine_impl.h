@@ -95,7 +95,7 @@ class EngineImpl {
   // What a plan with an accelerator has beside the host: see hybrid_setup.cpp.
   void add_accelerator(const EngineOptions& options, bool is_outline);
   void make_executors(const EngineOptions& options, const MachineRates& rates,
-                      const std::vector<std::vector<double>>& frequencies, bool is_outline);
+                      const std::vector<std::vector<double>>& frequencies, uint64_t budget, bool is_outline);
   void check_host_memory(const EngineOptions& options, bool copies_cold) const;
   void take_device_kv(const EngineOptions& options, bool is_outline);
   void fill_info(EngineInfo& info) const;
@@ -133,6 +133,7 @@ class EngineImpl {
   // alone.
   std::mutex blocks_mutex_;
   std::unique_ptr<Device> device_;       // the host's CPU
+  std::string accelerator_name_;         // "cuda" or "virtual"
   std::unique_ptr<Device> accelerator_;  // nothing: everything on the CPU
   std::shared_ptr<const Relayout> relayout_;  // the weights that plans use, unless they are the file's
   std::unique_ptr<Predictor> predictor_;      // mode predict; with an accelerator in order of slots

@@ -101,7 +101,6 @@ size_t down_bytes(const LayerWeights& layer) {
 }
 
 std::unique_ptr<Device> make_device(const EngineOptions& options) {
-  if (options.device == "cuda") return make_cuda_device();
   const Topology topology = read_topology();
   CpuDeviceOptions out;
   out.n_threads = options.n_threads > 0 ? options.n_threads : topology.default_threads();
@@ -139,7 +138,7 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
   memory_limit_ = options.host_memory > 0 ? options.host_memory : physical_memory_bytes();
   device_ = make_device(options);
   pool_ = std::make_unique<KvBlockPool>(options.n_sequences > 0 ? blocks_per_sequence() * options.n_sequences : INT32_MAX);
-  if (options.device == "virtual") {
+  if (is_accelerator(options.device)) {
     add_accelerator(options, is_outline);
   } else {
     relayout_ = choose_weights(options, is_outline);
@@ -163,12 +162,12 @@ std::shared_ptr<const Relayout> EngineImpl::choose_weights(const EngineOptions& 
                                              "create both from one Model"));
     const EngineImpl& from = *options.weights_from->impl_;
     // One with an accelerator has copies of what it made; made again, it is the same.
-    if (from.relayout_ && from.accelerator_ && options.device != "virtual" && !is_outline)
+    if (from.relayout_ && from.accelerator_ && !is_accelerator(options.device) && !is_outline)
       return std::make_shared<Relayout>(*model, load_threads(device_->info().n_threads), options.log);
-    if (from.relayout_ && !from.accelerator_ && options.device != "virtual") return from.relayout_;
+    if (from.relayout_ && !from.accelerator_ && !is_accelerator(options.device)) return from.relayout_;
   }
-  if (!exact_ && options.device != "virtual") return nullptr;
-  if (is_outline || options.device == "virtual") return Relayout::outline(*model);
+  if (!exact_ && !is_accelerator(options.device)) return nullptr;
+  if (is_outline || is_accelerator(options.device)) return Relayout::outline(*model);
   return std::make_shared<Relayout>(*model, load_threads(device_->info().n_threads), options.log);
 }
 

@@ -25,20 +25,32 @@ std::string load_line(const EngineInfo& info, const Placement& placement, uint64
   return info.predicted_tg_ts > 0 ? out + cat("; about ", std::lround(info.predicted_tg_ts), " tokens/s expected") : out;
 }
 
-// In outline the CPU stands for the card: the same program, which never runs, and no memory that addresses must lie in.
+// In outline the host stands for the card: the same program, which never runs, and no memory that addresses must lie
+// in.
 std::unique_ptr<Device> make_accelerator(const EngineOptions& options, const std::string& isa, uint64_t budget,
                                          bool is_outline) {
-  if (is_outline) return make_cpu_device({.n_threads = 1, .isa = isa});
   VirtualDeviceOptions card = options.virtual_device ? *options.virtual_device : VirtualDeviceOptions{};
+  const bool has_cuda_kernels = options.device == "cuda" || card.runs_cuda_kernels;
+  if (is_outline) return has_cuda_kernels ? make_cuda_stand_in({}) : make_cpu_device({.n_threads = 1, .isa = isa});
+  if (options.device == "cuda") return make_cuda_device({.memory_bytes = budget});
   card.isa = isa;
   card.memory_bytes = budget;
-  return make_virtual_device(card);
+  return has_cuda_kernels ? make_cuda_stand_in(card) : make_virtual_device(card);
+}
+
+// Without one that is asked for, what is free on the card.
+uint64_t accelerator_budget(const EngineOptions& options, bool is_outline) {
+  if (options.vram_budget || options.device != "cuda" || is_outline) return options.vram_budget.value_or(kVirtualBytes);
+  return cuda_state().free_bytes;
 }
 
 // The same engine on the CPU alone, of which the placement's problem is made.
 EngineOptions on_cpu(const EngineOptions& options) {
   EngineOptions out = options;
   out.device = "cpu";
+  // Outlines with a part on the card still take the memory that it takes.
+  if (options.device == "cuda")
+    out.virtual_device = std::make_shared<const VirtualDeviceOptions>(VirtualDeviceOptions{.runs_cuda_kernels = true});
   out.log = {};
   return out;
 }
@@ -47,7 +59,8 @@ EngineOptions on_cpu(const EngineOptions& options) {
 
 void EngineImpl::add_accelerator(const EngineOptions& given, bool is_outline) {
   EngineOptions options = given;
-  const uint64_t budget = options.vram_budget.value_or(kVirtualBytes);
+  const uint64_t budget = accelerator_budget(options, is_outline);
+  accelerator_name_ = options.device;
   options.opened_sidecar = open_sidecar(given, *model);
   options.units_by_slot = units_by_slot_ = units_by_slot(options, *model);
   accelerator_ = make_accelerator(options, device_->info().detail, budget, is_outline);
@@ -82,7 +95,7 @@ void EngineImpl::add_accelerator(const EngineOptions& given, bool is_outline) {
       WeightPlacer::Options{n_threads, is_outline, copies_cold, options.log, predictor_.get()});
   for (size_t i = 0; predictor_ && !is_outline && !options.observer && i < placement_.layers.size(); ++i)
     predictor_->drop_rows(i, placed_->weights().layers[i].device_predictor.n_units());
-  make_executors(options, *request.rates, request.frequencies, is_outline);
+  make_executors(options, *request.rates, request.frequencies, budget, is_outline);
   take_device_kv(options, is_outline);
   if (adapts_ && !is_outline) start_adaptation(options, request);
   const uint64_t free_bytes = accelerator_->free_bytes();
@@ -92,10 +105,10 @@ void EngineImpl::add_accelerator(const EngineOptions& given, bool is_outline) {
 
 // One for all steps, or one for few rows and one for many.
 void EngineImpl::make_executors(const EngineOptions& options, const MachineRates& rates,
-                                const std::vector<std::vector<double>>& frequencies, bool is_outline) {
+                                const std::vector<std::vector<double>>& frequencies, uint64_t budget, bool is_outline) {
   Plan plan = make_plan(options);
   StreamChoice choice = choose_stream(placed_->weights(), {rates, device_->info().n_threads,
-                                                           options.vram_budget.value_or(kVirtualBytes), exact_, frequencies});
+                                                           budget, exact_, frequencies});
   if (options.stream_from_rows >= 0 && choice.place_bytes > 0) choice.from_rows = options.stream_from_rows;
   // The device would compute units that a predictor rules out, and an observer is on the host.
   if (predictor_ || options.observer) choice.from_rows = 0;
@@ -138,7 +151,7 @@ void EngineImpl::take_device_kv(const EngineOptions& options, bool is_outline) {
 }
 
 void EngineImpl::fill_info(EngineInfo& info) const {
-  info.device = "virtual";
+  info.device = accelerator_name_;
   info.device_weight_bytes = placed_->device_bytes();
   info.device_kv_bytes = device_kv_bytes_;
   info.device_bytes = info.device_weight_bytes + device_kv_bytes_ + executor_->buffer_bytes(kDeviceLane);

@@ -169,7 +169,7 @@ ChosenPlacement choose_placement(std::shared_ptr<const Model> model, const Engin
 std::shared_ptr<const EngineImpl> outline_with(std::shared_ptr<const Model> model, const EngineOptions& options,
                                                Placement placement) {
   EngineOptions out = options;
-  out.device = "virtual";
+  if (!is_accelerator(out.device)) out.device = "virtual";
   out.placement = std::make_shared<const Placement>(std::move(placement));
   out.log = {};
   return std::make_shared<const EngineImpl>(std::move(model), out, /*is_outline=*/true);

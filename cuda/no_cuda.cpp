@@ -1,11 +1,13 @@
-// Stands in for the CUDA device in builds without it: the same symbol, a clear message.
+// Stands in for the CUDA device in builds without it: the same symbols, a clear message.
 #include "core/devices.h"
 #include "core/error.h"
 
 namespace hotset {
 
-std::unique_ptr<Device> make_cuda_device() {
-  throw DeviceError(error_text("cuda", "device", "a build with CUDA", "a build without it",
+CudaState cuda_state() { return {false, "this build has no CUDA", 0}; }
+
+std::unique_ptr<Device> make_cuda_device(const CudaDeviceOptions&) {
+  throw DeviceError(error_text("cuda", "device", "a build with CUDA", cuda_state().problem,
                                "use --device cpu"));
 }
 

@@ -67,7 +67,7 @@ std::optional<MachineRates> chosen_rates(const PlanFlags& flags, std::string& no
 // The budget in bytes; "auto" is what is free on the GPU, and this version has none.
 uint64_t chosen_budget(const PlanFlags& flags, std::vector<std::string>& notes) {
   if (flags.device.vram_budget != "auto") return parse_size("plan", "--vram-budget", flags.device.vram_budget);
-  if (flags.device.device == "virtual") return kVirtualBytes;
+  if (is_accelerator(flags.device.device)) return kVirtualBytes;
   notes.push_back("no GPU in this version: everything on the CPU (--vram-budget SIZE plans for one)");
   return 0;
 }
@@ -257,7 +257,7 @@ int cmd_plan(const Words& words) {
   const auto model = planned_model(args, flags, request);
   EngineOptions options = engine_options(flags.model, flags.device, flags.compute);
   options.n_sequences = static_cast<int32_t>(flags.n_sequences);
-  if (options.device == "virtual") {
+  if (is_accelerator(options.device)) {
     if (!request.rates || !request.rates->gpu) notes.push_back("no rates of a GPU: those of a card of the middle class");
     request.rates = complete_rates(request.rates ? &*request.rates : nullptr, request.vram_budget);
   }

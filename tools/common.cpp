@@ -159,8 +159,8 @@ EngineOptions engine_options(const ModelFlags& model, const DeviceFlags& device,
   }
   if (device.device == "auto" && gpu_layers) options.device = "cuda";
   if (device.device == "auto" && cpu_only) options.device = "cpu";
-  if (device.device == "virtual" && (cpu_only || options.vram_budget == uint64_t{0})) options.device = "cpu";
-  if (options.device != "virtual") return options;
+  if (is_accelerator(device.device) && (cpu_only || options.vram_budget == uint64_t{0})) options.device = "cpu";
+  if (!is_accelerator(options.device)) return options;
   std::string note;
   if (auto rates = known_machine_rates(note)) options.rates = std::make_shared<const MachineRates>(std::move(*rates));
   return options;

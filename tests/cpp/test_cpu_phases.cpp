@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <deque>
 #include <functional>
 #include <numeric>
@@ -12,6 +13,7 @@
 #include "core/error.h"
 #include "cpu/cpu_program.h"
 #include "cpu/reference.h"
+#include "tests/cpp/cards.h"
 #include "tests/cpp/util.h"
 
 namespace {
@@ -106,7 +108,8 @@ std::vector<float> run(const Plan& plan, const StepParams& params, int32_t n_thr
   return {out, out + params.output_rows.size() * static_cast<size_t>(plan.n_vocab)};
 }
 
-// Runs the plan for all kinds of row counts: each row must be `expected(row)`, and the bits the same in every run.
+// Runs the plan for all kinds of row counts: each row must be `expected(row)`, and the bits the same in every run, on
+// cards too.
 void check_rows(Toy& toy, const std::function<std::vector<double>(size_t)>& expected, double tolerance = 1e-11) {
   for (const std::string& problem : lint(toy.plan()))  // toys may have outputs that nobody reads
     REQUIRE(problem.find("is read before it is lost") != std::string::npos);
@@ -123,6 +126,13 @@ void check_rows(Toy& toy, const std::function<std::vector<double>(size_t)>& expe
       const std::vector<float> first(all.begin(), all.begin() + n_rows * toy.plan().n_vocab);
       CHECK(run(toy.plan(), rows_at(n_rows), 1, isa) == first);
       if (isa == isas().back()) CHECK(run(toy.plan(), rows_at(n_rows), 3, isa) == first);
+    }
+  for (const Card& card : cards())
+    for (const int64_t n_rows : {1, 5, 9}) {
+      CAPTURE(card.name);
+      CAPTURE(n_rows);
+      const std::vector<float> got = run_on_card(*card.device, toy.plan(), rows_at(n_rows));
+      CHECK(std::memcmp(got.data(), all.data(), got.size() * sizeof(float)) == 0);
     }
 }
 
