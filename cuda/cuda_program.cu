@@ -42,6 +42,12 @@ void load_kernel(const K&) {
   check(cudaFuncGetAttributes(&attributes, run_kernel<K>), "cudaFuncGetAttributes");
 }
 
+cudaError_t register_pages(uintptr_t begin, uintptr_t end, unsigned flags) {
+  const cudaError_t result = cudaHostRegister(reinterpret_cast<void*>(begin), end - begin, flags);
+  if (result != cudaSuccess) cudaGetLastError();  // so that the next call does not tell it again
+  return result;
+}
+
 }  // namespace
 
 CudaProgram::CudaProgram(const Plan& plan, int32_t lane, Handoff* handoff, LaunchList list, cudaStream_t stream,
@@ -49,7 +55,12 @@ CudaProgram::CudaProgram(const Plan& plan, int32_t lane, Handoff* handoff, Launc
     : plan_(plan), lane_(lane), handoff_(handoff), list_(std::move(list)), stream_(stream),
       n_multiprocessors_(n_multiprocessors), on_end_(std::move(on_end)) {
   pin_fetched();
-  capture();
+  for (const Launch& launch : list_.launches)
+    visit_kernel(launch.kernel, [](const auto& kernel) {
+      if constexpr (!std::is_same_v<std::decay_t<decltype(kernel)>, FetchBytes>) load_kernel(kernel);
+    });
+  few_ = capture(&Launch::few_items);
+  if (plan.max_rows > kFewRows) many_ = capture(&Launch::most_items);
 }
 
 // The copy engine reads pinned memory alone at full rate, and without the host's help. Pieces of one arena or file that
@@ -68,23 +79,17 @@ void CudaProgram::pin_fetched() {
     uintptr_t end = it->second;
     for (++it; it != ranges.end() && it->first <= end; ++it) end = std::max(end, it->second);
     RegisteredBytes piece;
-    const cudaError_t result = cudaHostRegister(reinterpret_cast<void*>(begin), end - begin,
-                                                cudaHostRegisterPortable | cudaHostRegisterReadOnly);
-    if (result == cudaErrorHostMemoryAlreadyRegistered) {
-      cudaGetLastError();
-      continue;
-    }
-    check(result, "cudaHostRegister of weights that prompts stream");
+    cudaError_t result = register_pages(begin, end, cudaHostRegisterPortable);
+    if (result != cudaSuccess && result != cudaErrorHostMemoryAlreadyRegistered)  // pages of a file are read alone
+      result = register_pages(begin, end, cudaHostRegisterPortable | cudaHostRegisterReadOnly);
+    if (result == cudaErrorHostMemoryAlreadyRegistered) continue;
+    check(result, "cudaHostRegister of the weights that prompts stream");
     *piece.out() = reinterpret_cast<void*>(begin);
     pinned_.push_back(std::move(piece));
   }
 }
 
-void CudaProgram::capture() {
-  for (const Launch& launch : list_.launches)
-    visit_kernel(launch.kernel, [](const auto& kernel) {
-      if constexpr (!std::is_same_v<std::decay_t<decltype(kernel)>, FetchBytes>) load_kernel(kernel);
-    });
+GraphExec CudaProgram::capture(int64_t Launch::*n_items) {
   check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
   cudaError_t result = cudaSuccess;
   for (const Launch& launch : list_.launches)
@@ -95,7 +100,7 @@ void CudaProgram::capture() {
         result = cudaMemcpyAsync(kernel.to, kernel.from, kernel.n_bytes, cudaMemcpyHostToDevice, stream_);
       } else {
         const int64_t most = int64_t{n_multiprocessors_} * std::max(1, kThreadsPerMultiprocessor / K::kThreads);
-        const auto n_blocks = static_cast<unsigned>(std::clamp<int64_t>(launch.most_items, 1, most));
+        const auto n_blocks = static_cast<unsigned>(std::clamp<int64_t>(launch.*n_items, 1, most));
         run_kernel<K><<<n_blocks, K::kThreads, 0, stream_>>>(kernel);
         result = cudaGetLastError();
       }
@@ -104,9 +109,11 @@ void CudaProgram::capture() {
   const cudaError_t ended = cudaStreamEndCapture(stream_, graph.out());  // in any case: the stream is used by others
   check(result, "launch of a captured kernel");
   check(ended, "cudaStreamEndCapture");
-  check(cudaGraphInstantiateWithFlags(exec_.out(), graph.get(), 0), "cudaGraphInstantiate");
-  check(cudaGraphUpload(exec_.get(), stream_), "cudaGraphUpload");
+  GraphExec exec;
+  check(cudaGraphInstantiateWithFlags(exec.out(), graph.get(), 0), "cudaGraphInstantiate");
+  check(cudaGraphUpload(exec.get(), stream_), "cudaGraphUpload");
   check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+  return exec;
 }
 
 UnitCounts CudaProgram::unit_counts() const {
@@ -133,7 +140,8 @@ void CudaProgram::launch(const StepParams& params) {
   if (n_runs_ > 0) check(cudaStreamSynchronize(stream_), "the last step");
   write_step(list_, plan_, lane_, params, handoff_ ? handoff_->step() : 0,
              [](const std::byte* at) { return const_cast<std::byte*>(at); });
-  check(cudaGraphLaunch(exec_.get(), stream_), "cudaGraphLaunch");
+  const bool is_few = static_cast<int64_t>(params.rows.size()) <= kFewRows;
+  check(cudaGraphLaunch((is_few ? few_ : many_).get(), stream_), "cudaGraphLaunch");
   ++n_runs_;
 }
 

@@ -9,9 +9,10 @@
 
 namespace hotset::cuda {
 
-// The kernels of a list are captured once. What changes from step to step lies in pinned memory, which the graph's
-// first node reads, and a kernel's blocks loop over what work there is: so the graph is never made again, and a launch
-// allocates nothing. Waits and signals are nodes of it.
+// The kernels of a list are captured when it is made. What changes from step to step lies in pinned memory, which the
+// graph's first node reads, and a kernel's blocks loop over what work there is: so a graph serves any number of rows,
+// is never made again, and a launch allocates nothing. There are two, which differ in the numbers of blocks alone: with
+// those for many rows, blocks without work would be most of what a step of one row starts. Waits and signals are nodes.
 class CudaProgram final : public Program {
  public:
   // `stream`: where it runs. on_end() is called before anything is freed and returns when nothing runs any more.
@@ -30,7 +31,7 @@ class CudaProgram final : public Program {
 
  private:
   void pin_fetched();
-  void capture();
+  GraphExec capture(int64_t Launch::*n_items);
 
   const Plan plan_;
   const int32_t lane_;
@@ -40,7 +41,7 @@ class CudaProgram final : public Program {
   const int n_multiprocessors_;
   const std::function<void()> on_end_;
   std::vector<RegisteredBytes> pinned_;
-  GraphExec exec_;
+  GraphExec few_, many_;  // for at most kFewRows rows, and for more
   uint64_t n_runs_ = 0;
 };
 

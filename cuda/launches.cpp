@@ -34,17 +34,18 @@ Any for_dtype(DType dtype, F&& make) {
   }
 }
 
-// The most work that a step of the plan can mean for a kernel, which may be the most for few rows, that are split.
+// A kernel with the most work that a step of the plan can mean for it, which may be that of few rows: those are split.
 template <class K>
-int64_t most_items(K kernel, const Plan& plan) {
-  int64_t out = 1;
+Launch launch_of(const Kernel& kernel, K own, const Plan& plan) {
+  Launch out{kernel, 1, 1};
   for (int64_t n : {int64_t{1}, kSplitRows, kFewRows, plan.max_rows}) {
     n = std::min(n, plan.max_rows);
     StepHead head{};
     head.n_rows = static_cast<int32_t>(n);
     head.n_output_rows = static_cast<int32_t>(std::min(n, plan.max_output_rows));
-    kernel.step.head = &head;
-    out = std::max(out, kernel.n_items());
+    own.step.head = &head;
+    out.most_items = std::max(out.most_items, own.n_items());
+    if (n <= kFewRows) out.few_items = out.most_items;
   }
   return out;
 }
@@ -84,7 +85,7 @@ class LaunchBuilder {
       if (step.lane == lane_) std::visit([this](const auto& o) { add(o); }, step.op);
     ShowCounters show;
     show.from = counters_, show.to = reinterpret_cast<Counters*>(out_.counter_memory->data());
-    out_.launches.push_back({show, 1});
+    out_.launches.push_back({show, 1, 1});
     return std::move(out_);
   }
 
@@ -99,7 +100,7 @@ class LaunchBuilder {
   template <class K>
   void push(K kernel) {
     kernel.step = step_;
-    out_.launches.push_back({kernel, most_items(kernel, plan_)});
+    out_.launches.push_back(launch_of(kernel, kernel, plan_));
   }
   const Rows& buffer(BufferId id) const { return out_.buffers[static_cast<size_t>(id.index)]; }
   Rows optional(BufferId id) const { return id ? buffer(id) : Rows{}; }
@@ -163,7 +164,7 @@ class LaunchBuilder {
     TakeStep first;
     first.from = out_.step(), first.to = reinterpret_cast<StepHead*>(take<int32_t>(n_words));
     step_.head = first.to;
-    out_.launches.push_back({first, div_up(n_words, kTile)});
+    out_.launches.push_back({first, 4, div_up(n_words, kTile)});
   }
 
   void quantize(BufferId in) {
@@ -185,7 +186,7 @@ class LaunchBuilder {
       kernel.lists = lists, kernel.scattered = scattered;
       return kernel;
     });
-    std::visit([&](auto kernel) { out_.launches.push_back({any, most_items(kernel, plan_)}); }, any);
+    std::visit([&](auto kernel) { out_.launches.push_back(launch_of(any, kernel, plan_)); }, any);
   }
 
   void add(const op::Embed& o) { embed(o.table, o.out, false); }
@@ -322,7 +323,7 @@ class LaunchBuilder {
   void add(const op::Fetch& o) {
     const TensorView& from = plan_.weight(o.from);
     auto* const to = const_cast<std::byte*>(plan_.weight(o.to).data);
-    out_.launches.push_back({FetchBytes{from.data, to, from.size_bytes()}, 1});
+    out_.launches.push_back({FetchBytes{from.data, to, from.size_bytes()}, 1, 1});
     out_.fetched += from.size_bytes();
   }
   uint32_t* flag_word(FlagId flag) const { return reinterpret_cast<uint32_t*>(&shared_.handoff->word(flag)); }
@@ -394,7 +395,7 @@ void LaunchBuilder::add(const op::SparseFfn& o) {
     kernel.partials = sum_partials_;
     return kernel;
   });
-  std::visit([&](auto kernel) { out_.launches.push_back({any, most_items(kernel, plan_)}); }, any);
+  std::visit([&](auto kernel) { out_.launches.push_back(launch_of(any, kernel, plan_)); }, any);
   MergeShares merge;
   merge.partials = sum_partials_, merge.n_cols = down.n_cols, merge.to = to;
   push(merge);

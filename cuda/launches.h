@@ -50,7 +50,7 @@ void visit_kernel(const Kernel& kernel, F&& f) {
 
 struct Launch {
   Kernel kernel;
-  int64_t most_items = 1;  // that a step can have
+  int64_t few_items = 1, most_items = 1;  // that a step of at most kFewRows rows can have, and any step
 };
 
 // What a lane's steps become, and the memory that they use.

@@ -94,6 +94,7 @@ TEST_CASE("hybrid: faults end a step or a load with an error, and leave the engi
   TinySpec spec{.n_layer = 3, .n_ff = 128, .dtype = DType::kQ8_0};
   const auto model = load_tiny(spec);
   EngineOptions options = hybrid_options(random, spec, "exact");
+  options.device = "virtual";  // whose faults they are
   const Ids ids = random_tokens(3, 14, 270);
   const Logits expected = all_logits(Engine::create(model, options), ids);
   const auto with = [&](auto&& set) {
