@@ -159,10 +159,15 @@ struct SumsOut {
   }
 };
 
-// Shares that the units of one row are cut into while rows are few, and how many rows are few.
+// Most shares that the units of one row are cut into while rows are few, how many rows are few, and how many units are
+// worth a share.
 constexpr int64_t kUnitShares = 16;
 constexpr int64_t kFewRows = 8;
-HS_DEVICE inline int64_t shares_of(const StepView& step) { return step.head->n_rows <= kFewRows ? kUnitShares : 1; }
+constexpr int64_t kShareUnits = 64;
+HS_DEVICE inline int64_t shares_of(const StepView& step, int64_t n_units) {
+  const int64_t n = least(kUnitShares, div_up(n_units, kShareUnits));
+  return step.head->n_rows <= kFewRows && n > 1 ? n : 1;
+}
 
 // Adds what unit `row`, weighing h, gives to 8 columns from c on. Where one may not, bit j of `bad` is set.
 template <DType type>
@@ -211,15 +216,16 @@ struct DownSums {
   int64_t* partials = nullptr;  // (kUnitShares, kFewRows, n_cols)
 
   HS_DEVICE int64_t n_tiles() const { return div_up(w.n_cols, kColumns); }
-  HS_DEVICE int64_t n_items() const { return step.head->n_rows * n_tiles() * shares_of(step); }
+  HS_DEVICE int64_t n_items() const { return step.head->n_rows * n_tiles() * shares_of(step, w.n_rows); }
   HS_DEVICE int64_t n_rounds(int64_t) const { return 1; }
 
   HS_DEVICE void pass(int p, int64_t item, int64_t, int thread, Shared& s) const {
-    const int64_t n_shares = shares_of(step), share = item % n_shares;
+    const int64_t n_shares = shares_of(step, w.n_rows), share = item % n_shares;
     const int64_t first_col = item / n_shares % n_tiles() * kColumns, row = item / n_shares / n_tiles();
     if (p == 0) {
       int64_t sum[8] = {};
       uint32_t bad = 0;
+      if (first_col + thread % 32 * 8 >= w.n_cols) return;
       add_share(row, share, n_shares, first_col + thread % 32 * 8, thread / 32, sum, bad);
       HS_UNROLL
       for (int j = 0; j < 8; ++j) s.sum[thread / 32][thread % 32 * 8 + j] = bad >> j & 1 ? kNoSum : sum[j];
@@ -238,7 +244,6 @@ struct DownSums {
  private:
   HS_DEVICE void add_share(int64_t row, int64_t share, int64_t n_shares, int64_t column, int warp, int64_t* sum,
                            uint32_t& bad) const {
-    if (column >= w.n_cols) return;
     const bool is_listed = lists.data != nullptr;
     const List list = is_listed ? list_of(lists, row) : List{nullptr, nullptr, w.n_rows};
     const int64_t end = list.n * (share + 1) / n_shares;
@@ -253,15 +258,15 @@ struct DownSums {
 struct MergeShares : OneRound {
   StepView step;
   const int64_t* partials = nullptr;
-  int64_t n_cols = 0;
+  int64_t n_units = 0, n_cols = 0;
   SumsOut to;
   HS_DEVICE int64_t n_tiles() const { return div_up(n_cols, kThreads); }
-  HS_DEVICE int64_t n_items() const { return shares_of(step) == 1 ? 0 : step.head->n_rows * n_tiles(); }
+  HS_DEVICE int64_t n_items() const { return shares_of(step, n_units) == 1 ? 0 : step.head->n_rows * n_tiles(); }
   HS_DEVICE void pass(int, int64_t item, int64_t, int thread, NoShared&) const {
     const int64_t row = item / n_tiles(), column = item % n_tiles() * kThreads + thread;
     if (column >= n_cols) return;
     int64_t sum = 0;
-    for (int64_t share = 0; share < kUnitShares; ++share)
+    for (int64_t share = 0; share < shares_of(step, n_units); ++share)
       sum = merged(sum, partials[(share * kFewRows + row) * n_cols + column]);
     to.put(row, column, sum);
   }

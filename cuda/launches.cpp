@@ -397,7 +397,7 @@ void LaunchBuilder::add(const op::SparseFfn& o) {
   });
   std::visit([&](auto kernel) { out_.launches.push_back(launch_of(any, kernel, plan_)); }, any);
   MergeShares merge;
-  merge.partials = sum_partials_, merge.n_cols = down.n_cols, merge.to = to;
+  merge.partials = sum_partials_, merge.n_units = down.n_rows, merge.n_cols = down.n_cols, merge.to = to;
   push(merge);
   wrote(o.out);
   if (o.h) wrote(o.h);
