@@ -14,7 +14,7 @@ class ModelStats:
         model: kind and type, as the benchmark table prints it.
         model_size: bytes of all weights.
         model_n_params: number of weights.
-        device: "cpu", or "virtual" with a pretend card.
+        device: "cpu", "cuda", or "virtual" with a pretend card.
         isa: CPU kernels in use.
         mode: mode in effect.
         predictor: "bit_planes:2", "low_rank", "mlp"; "" in other modes than "predict".
