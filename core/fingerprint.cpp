@@ -81,6 +81,8 @@ std::string fingerprint(const GgufFile& file, const ModelConfig& config) {
     hash.number(vector->n_bytes);
     hash.bytes(vector->data, vector->n_bytes);
   }
+  if (config.activation == Activation::kFatRelu)
+    hash.bytes(&config.activation_threshold, sizeof config.activation_threshold);
   add_key(hash, file, "hotset.synth");
   add_key(hash, file, "hotset.unit_order");
   return hash.hex();

@@ -38,7 +38,7 @@ class TwoLaneBuilder : private LaneBuilder {
       feed_forward(layer);
       first_tally_ += layer.n_units;
     }
-    head();
+    logits();
     return finish();
   }
 
@@ -63,16 +63,22 @@ class TwoLaneBuilder : private LaneBuilder {
   }
   bool hands_list(const PlacedLayer& layer) const { return hands_active(layer) || hands_candidates(layer); }
   Activations& at(int32_t lane) { return at_[static_cast<size_t>(lane)]; }
+  // A layer's normed input: that is x itself where it is normed after additions, and a copy of it on the other lane.
+  BufferId x_norm_of(int32_t lane) {
+    return config_.norms_after && lane == x_lane_ ? x_of(lane) : LaneBuilder::x_norm_of(lane);
+  }
 
   // The embedding, which is the host's, and what the lanes that have attention need.
   void begin() {
-    embed(weights_.token_embd, weights_.position_embd, x_of(kHostLane));
+    embed(weights_.token_embd, weights_.token_embd_proj, weights_.position_embd, x_of(kHostLane));
     for (const int32_t lane : {kDeviceLane, kHostLane}) {
       const auto is_here = [&](const PlacedLayer& layer) { return lane_of(layer.place.attention) == lane; };
       if (std::none_of(weights_.layers.begin(), weights_.layers.end(), is_here)) continue;
       on(lane);
-      at(lane) = activations(lane == kHostLane ? "host_" : "", x_of(lane), x_norm_of(lane));
-      if (has_rope()) add(op::RopeAngles{at(lane).angles});
+      const BufferId x_norm = config_.norms_after ? x_of(lane) : x_norm_of(lane);
+      at(lane) = activations(lane == kHostLane ? "host_" : "", x_of(lane), x_norm);
+      for (size_t i = 0; i < weights_.layers.size(); ++i)
+        if (is_here(weights_.layers[i])) angles_of(static_cast<int64_t>(i), at(lane));
     }
   }
 
@@ -86,7 +92,7 @@ class TwoLaneBuilder : private LaneBuilder {
   // The device has the weights, the host the keys and values: q, k and v go over, what was attended to comes back.
   void attend_on_host(const PlacedLayer& layer) {
     const Activations& a = at(kDeviceLane);
-    project_qkv(layer.device, a);
+    project_qkv(layer.device, layer_number(), a);
     Activations host;
     host.q = shared("q", plan_.buffer(a.q).n_cols), host.attn = shared("attn", plan_.buffer(a.attn).n_cols);
     host.k = shared("k", plan_.buffer(a.k).n_cols), host.v = shared("v", plan_.buffer(a.v).n_cols);
@@ -103,7 +109,7 @@ class TwoLaneBuilder : private LaneBuilder {
   void feed_forward(const PlacedLayer& layer) {
     const LayerWeights& w = side(layer, x_lane_);
     const Activations& a = at(x_lane_);
-    norm(w.ffn_norm, w.ffn_norm_b, a.x, a.x_norm);
+    begin_ffn(w, a);
     const bool is_alone = n_units(layer, other(x_lane_)) == 0 && !(x_lane_ == kHostLane && hands_list(layer));
     if (stream_ && n_units(layer, kHostLane) > 0)
       stream_cold(layer);
@@ -114,7 +120,7 @@ class TwoLaneBuilder : private LaneBuilder {
     else
       share_from_host(layer);
     on(x_lane_);
-    add(op::Add{a.x, a.y, a.x});
+    end_ffn(w, a);
   }
 
   void compute_alone(const PlacedLayer& layer, BufferId out, const NamedTensor& down_bias) {
@@ -236,7 +242,7 @@ class TwoLaneBuilder : private LaneBuilder {
   // sums = onto, where there is one, + the sums of these units, which have the slots from first_slot on.
   void sum_rows(const UnitRows& rows, int64_t first_slot, BufferId onto, BufferId sums) {
     op::SparseFfn ffn{};
-    ffn.activation = config_.activation;
+    ffn.activation = config_.activation, ffn.threshold = config_.activation_threshold;
     if (exact_) {
       const bool gated = static_cast<bool>(rows.gate);
       ffn.detected = own("detected", rows.n), ffn.units = own("hot", rows.n + 1, BufferKind::kUnits);
@@ -322,7 +328,7 @@ class TwoLaneBuilder : private LaneBuilder {
     const int64_t n = n_units(layer, lane_);
     const bool is_listed = hands_active(layer) && lane_ == kHostLane;
     op::SparseFfn ffn{};
-    ffn.activation = config_.activation;
+    ffn.activation = config_.activation, ffn.threshold = config_.activation_threshold;
     if (is_listed) {
       ffn.units = cold_list(layer);
     } else {
@@ -385,15 +391,14 @@ class TwoLaneBuilder : private LaneBuilder {
   }
 
   // Logits end where the host reads them.
-  void head() {
+  void logits() {
     const int32_t lane = lane_of(weights_.head);
     on(x_lane_);
     add(op::SelectRows{x_of(x_lane_), output_rows(x_lane_)});
     if (lane != x_lane_) hand_over(output_rows(kDeviceLane), output_rows(kHostLane), "x_out");
     const BufferId x_out = output_rows(lane);
-    norm(weights_.output_norm, weights_.output_norm_b, x_out, x_out);
     const BufferId logits = buffer("logits", config_.n_vocab, BufferRows::kOutput);
-    mat_mul(weights_.output, {}, x_out, logits);
+    head(weights_.head_weights, x_out, logits);
     plan_.logits = logits;
     if (lane == kHostLane) return;
     plan_.logits = buffer("shared_logits", config_.n_vocab, BufferRows::kOutput);

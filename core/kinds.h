@@ -12,9 +12,15 @@ enum class Activation {
   kRelu,
   kRelu2,  // max(x, 0)^2
   kDRelu,  // max(gate, 0) * max(up, 0), gated only
+  kFatRelu,   // x > threshold ? x : 0. Biases of detect rows have the threshold taken off, so that here too units with
+              // x' = x - threshold <= 0 are inactive, and what passes is x' + threshold
+  kGelu,      // x * Phi(x), with the normal distribution
+  kGeluTanh,  // x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
 };
 // Whether a unit's output is exactly zero for part of its inputs, so that it can be skipped without loss.
-inline bool is_sparse(Activation activation) { return activation != Activation::kSilu; }
+inline bool is_sparse(Activation activation) {
+  return activation != Activation::kSilu && activation != Activation::kGelu && activation != Activation::kGeluTanh;
+}
 
 // What a unit list holds: units that a predictor proposes, or those that fire. Only the latter are counted, together
 // with the units that they were chosen from.

@@ -51,7 +51,7 @@ class LaneBuilder : protected PlanBuilder {
     if (from == kHostLane) add(op::Copy{shared, device});
   }
 
-  // The residual and a layer's normed input, as a lane has them.
+  // The residual, and a layer's normed input, as a lane has them.
   BufferId x_of(int32_t lane) { return lane == kHostLane ? shared("x", config_.n_embd) : of_device("x"); }
   BufferId x_norm_of(int32_t lane) {
     return lane == kHostLane ? shared("x_norm", config_.n_embd) : of_device("x_norm");

@@ -1,6 +1,7 @@
 // Finds what is wrong with a plan without running it.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <map>
 
 #include "core/bit_planes.h"
@@ -189,7 +190,15 @@ class Linter {
   }
   void check(const op::Embed& o) {
     if (has(o.table)) columns(o.out, plan_.weight(o.table).n_cols);
+    expect(std::isfinite(o.scale) && o.scale > 0, "a positive scale");
     writes(o.out);
+  }
+  void check(const op::HeadNorm& o) {
+    if (has(o.weight)) {
+      vector(o.weight, plan_.kv.head_dim);
+      columns(o.x, o.n_head * plan_.kv.head_dim);
+    }
+    if (reads(o.x)) writes(o.x);
   }
   void check(const op::Norm& o) {
     if (has(o.weight)) {
@@ -211,7 +220,7 @@ class Linter {
     vector(bias, plan_.weight(weight).n_rows);
   }
   void check(const op::RopeAngles& o) {
-    columns(o.out, static_cast<int64_t>(plan_.rope_freqs.size()) * 2);
+    columns(o.out, static_cast<int64_t>((o.is_local ? plan_.rope_freqs_local : plan_.rope_freqs).size()) * 2);
     writes(o.out);
   }
   void check(const op::Rope& o) {
@@ -234,13 +243,20 @@ class Linter {
     columns(o.q, o.n_head * plan_.kv.head_dim), columns(o.out, o.n_head * plan_.kv.head_dim);
     expect(kv_layer(o.layer) && stored_[static_cast<size_t>(o.layer)], "keys are stored before they are attended to");
     expect(plan_.kv.n_head_kv > 0 && o.n_head % plan_.kv.n_head_kv == 0, "heads divide into KV heads");
+    expect(o.window >= 0, "a window of positions, or 0");
+    expect(std::isfinite(o.softcap) && o.softcap >= 0, "a cap of scores, or 0");
     reads(o.q), writes(o.out);
   }
   void check(const op::Activate& o) {
     expect(o.activation != Activation::kDRelu || o.gate, "dReLU has a gate");
+    threshold(o.activation, o.threshold);
     if ((o.gate && !reads(o.gate)) || !reads(o.up) || !writes(o.out)) return;
     if (o.gate) columns(o.gate, plan_.buffer(o.out).n_cols);
     columns(o.up, plan_.buffer(o.out).n_cols);
+  }
+  void threshold(Activation activation, float value) {
+    const bool ok = activation == Activation::kFatRelu ? std::isfinite(value) && value >= 0 : value == 0;
+    expect(ok, "a threshold of at least 0 where the activation has one");
   }
   void check(const op::Predict& o) {
     expect(o.n_bits >= 1 && o.n_bits <= kMaxPlaneBits, "1 to 3 bit planes");
@@ -298,6 +314,7 @@ class Linter {
     expect(!o.units || o.detected || active, "detect values with a unit list");
     expect(!o.units || !o.h, "h of all units only without a unit list");
     expect(o.activation != Activation::kDRelu || is_gated, "dReLU has a gate");
+    threshold(o.activation, o.threshold);
     expect(!o.units || is_sparse(o.activation), "a unit list needs an activation that makes zeros");
     if (o.detected) reads(o.detected);
     if (o.units) reads(o.units, active ? BufferKind::kActive : BufferKind::kUnits);
@@ -361,6 +378,11 @@ class Linter {
       columns(o.a, plan_.buffer(o.out).n_cols), columns(o.b, plan_.buffer(o.out).n_cols);
       same_rows(o.a, o.out), same_rows(o.b, o.out);
     }
+  }
+  void check(const op::SoftCap& o) {
+    expect(std::isfinite(o.cap) && o.cap > 0, "a positive cap");
+    columns(o.x, plan_.n_vocab);
+    if (reads(o.x)) writes(o.x);
   }
   void check(const op::SelectRows& o) {
     if (!reads(o.in) || !writes(o.out)) return;

@@ -34,10 +34,8 @@ uint64_t MemoryPlan::bytes_on(const std::string& device) const {
 LayerBytes layer_bytes(const Weights& weights, size_t layer, bool exact) {
   const LayerWeights& w = weights.layers[layer];
   LayerBytes out;
-  for (const NamedTensor* each :
-       {&w.attn_norm, &w.attn_norm_b, &w.attn_q, &w.attn_q_b, &w.attn_k, &w.attn_k_b, &w.attn_v, &w.attn_v_b,
-        &w.attn_output, &w.attn_output_b, &w.ffn_norm, &w.ffn_norm_b, &w.ffn_gate_b, &w.ffn_up_b, &w.ffn_down_b})
-    out.attention += bytes_of(*each);
+  for (const NamedTensor LayerWeights::*each : kBesideUnits) out.attention += bytes_of(w.*each);
+  out.attention += bytes_of(w.ffn_gate_b) + bytes_of(w.ffn_up_b);
   const TensorView& detect = w.ffn_gate ? w.ffn_gate.view : w.ffn_up.view;
   const TensorView& down = w.ffn_down ? w.ffn_down.view : w.ffn_down_t.view;
   // A unit of the standard layout is a column of ffn_down: its share of the matrix, to the byte only over all units.
@@ -50,7 +48,8 @@ LayerBytes layer_bytes(const Weights& weights, size_t layer, bool exact) {
 }
 
 uint64_t head_bytes(const Weights& weights) {
-  return bytes_of(weights.output) + bytes_of(weights.output_norm) + bytes_of(weights.output_norm_b);
+  const HeadWeights& head = weights.head;
+  return bytes_of(head.output) + bytes_of(head.proj) + bytes_of(head.norm) + bytes_of(head.norm_b);
 }
 
 uint64_t embedding_bytes(const Weights& weights, uint64_t n_tokens) {
@@ -59,7 +58,7 @@ uint64_t embedding_bytes(const Weights& weights, uint64_t n_tokens) {
   const double pieces = all / kMappedAtOnce;
   const double places = 2 * std::pow(static_cast<double>(n_tokens), 0.65);
   const double touched = weights.tied ? all : all * (1 - std::exp(-places / std::max(pieces, 1.0)));
-  return static_cast<uint64_t>(touched) + bytes_of(weights.position_embd);
+  return static_cast<uint64_t>(touched) + bytes_of(weights.token_embd_proj) + bytes_of(weights.position_embd);
 }
 
 MemoryPlan account(const Weights& weights, bool exact, const EngineBytes& engine, const Placement& placement) {
@@ -88,7 +87,7 @@ MemoryPlan account(const Weights& weights, bool exact, const EngineBytes& engine
     in_file += engine.relayout > 0 ? bytes_of(weights.layers[i].ffn_down_t) : 0;
   }
   const bool head_on_device = placement.head == Place::kDevice;
-  const uint64_t held = weights.tied && !head_on_device ? bytes_of(weights.output) : 0;  // by the embeddings
+  const uint64_t held = weights.tied && !head_on_device ? bytes_of(weights.head.output) : 0;  // by the embeddings
   out.add("head", side(head_on_device), head_bytes(weights) - held);
   out.add("compute", kCpu, engine.compute);
   out.add("logits", kCpu, engine.logits);

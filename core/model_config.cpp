@@ -1,5 +1,6 @@
 #include "core/model_config.h"
 
+#include <charconv>
 #include <cmath>
 
 #include "core/error.h"
@@ -60,27 +61,97 @@ class ConfigReader {
   std::string prefix_;
 };
 
+void read_yarn(const ConfigReader& reader, ModelConfig& config) {
+  Yarn& yarn = config.yarn;
+  yarn.factor = reader.number("rope.scaling.factor", 1, 1e6, std::nan(""));
+  yarn.n_ctx_original = reader.integer("rope.scaling.original_context_length", 1, int64_t{1} << 30, config.n_ctx_train);
+  yarn.attention_factor = reader.number("rope.scaling.attn_factor", 1e-3, 1e3, 1);
+  yarn.beta_fast = reader.number("rope.scaling.yarn_beta_fast", 1e-3, 1e6, 32);
+  yarn.beta_slow = reader.number("rope.scaling.yarn_beta_slow", 1e-3, 1e6, 1);
+  if (yarn.beta_slow >= yarn.beta_fast)
+    reader.fail("rope.scaling.yarn_beta_slow", cat("less than yarn_beta_fast, ", yarn.beta_fast), cat(yarn.beta_slow));
+  // What a file may say beside these is of other models, or a run time's choice.
+  if (reader.number("rope.scaling.yarn_ext_factor", -1, 1, 1) != 1)
+    reader.unsupported("rope.scaling.yarn_ext_factor", "1", "another value");
+  if (reader.number("rope.scaling.yarn_log_multiplier", 0, 100, 0) != 0)
+    reader.unsupported("rope.scaling.yarn_log_multiplier", "0", "another value");
+}
+
 void read_rope(const GgufFile& file, const ConfigReader& reader, ModelConfig& config) {
   if (config.arch->positions != Positions::kRope) return;
   config.n_rot = reader.integer("rope.dimension_count", 2, config.head_dim, config.head_dim);
   if (config.n_rot % 2 != 0) reader.fail("rope.dimension_count", "an even number", cat(config.n_rot));
   config.rope_freq_base = reader.number("rope.freq_base", 1, 1e12, 10000);
+  if (config.arch->rope_base_local > 0)
+    config.rope_freq_base_local = reader.number("rope.freq_base_swa", 1, 1e12, config.arch->rope_base_local);
   const std::string type = file.get_string(reader.key("rope.scaling.type")).value_or("none");
   if (type == "linear") {
     config.rope_scale = reader.number("rope.scaling.factor", 1e-3, 1e6, std::nan(""));
+  } else if (type == "yarn") {
+    read_yarn(reader, config);
   } else if (type != "none") {
-    reader.unsupported("rope.scaling.type", "none or linear (llama3 scaling comes as the tensor rope_freqs.weight)",
-                       quoted(type));
+    reader.unsupported("rope.scaling.type",
+                       "none, linear or yarn (llama3 scaling comes as the tensor rope_freqs.weight)", quoted(type));
   } else {  // the older spelling of linear scaling, if it is there
     config.rope_scale = reader.number("rope.scale_linear", 1e-3, 1e6, 1);
   }
+}
+
+// The window of every layer, from one length and which layers have it.
+void read_windows(const GgufFile& file, const ConfigReader& reader, ModelConfig& config) {
+  const int64_t window = reader.integer("attention.sliding_window", 0, int64_t{1} << 30, 0);
+  config.windows.assign(static_cast<size_t>(config.n_layer), window);
+  const std::string name = "attention.sliding_window_pattern";
+  const GgufValue* pattern = file.find(reader.key(name));
+  if (pattern && pattern->type == GgufType::kArray) {
+    const std::vector<int64_t> has_window = *file.get_int_array(reader.key(name));
+    if (has_window.size() != config.windows.size())
+      reader.fail(name, cat(config.n_layer, " values"), cat(has_window.size()));
+    for (size_t i = 0; i < config.windows.size(); ++i) config.windows[i] = has_window[i] != 0 ? window : 0;
+    return;
+  }
+  const int64_t every = reader.integer(name, 0, 1024, config.arch->full_layer_every);
+  for (int64_t layer = every - 1; every > 0 && layer < config.n_layer; layer += every)
+    config.windows[static_cast<size_t>(layer)] = 0;
+}
+
+void read_scales(const ConfigReader& reader, ModelConfig& config) {
+  const bool by_width = config.arch->n_layer_scaled_by_width == config.n_layer;
+  const int64_t usual = by_width ? std::max<int64_t>(1, config.n_embd / config.n_head) : config.head_dim;
+  config.attention_scale = reader.number("attention.scale", 0, 1e6, 0);
+  if (config.attention_scale == 0) config.attention_scale = 1.0f / std::sqrt(static_cast<float>(usual));
+  config.attention_softcap = reader.number("attn_logit_softcapping", 0, 1e6, 0);
+  config.logit_softcap = reader.number("final_logit_softcapping", 0, 1e6, 0);
+  if (config.arch->scales_embedding) config.embedding_scale = std::sqrt(static_cast<float>(config.n_embd));
+}
+
+// "fatrelu:0.01" as the activation and its threshold; nothing else has one.
+std::optional<float> take_threshold(std::string& name) {
+  const size_t colon = name.find(':');
+  if (colon == std::string::npos || name.substr(0, colon) != activation_name(Activation::kFatRelu)) return std::nullopt;
+  float out = 0;
+  const char* const end = name.data() + name.size();
+  const auto result = std::from_chars(name.data() + colon + 1, end, out);
+  if (result.ec != std::errc() || result.ptr != end) return std::nullopt;
+  name.resize(colon);
+  return out;
+}
+
+void read_threshold(const ConfigReader& reader, std::optional<float> chosen, ModelConfig& config) {
+  const std::string key = "hidden_activation_threshold";
+  if (config.activation != Activation::kFatRelu) return;
+  config.activation_threshold = chosen ? *chosen : reader.number(key, 0, 1e6, std::nan(""));
+  if (!(config.activation_threshold >= 0 && config.activation_threshold <= 1e6f))
+    throw std::invalid_argument(error_text("config", "--activation fatrelu", "a threshold from 0 to 1e6",
+                                           cat(config.activation_threshold), "name one, such as fatrelu:0.01"));
 }
 
 void read_activation(const GgufFile& file, const ConfigReader& reader, const std::string& chosen, ModelConfig& config) {
   const std::optional<std::string> stated = file.get_string(reader.key("hidden_activation"));
   config.activation = config.arch->usual_activation;
   config.activation_stated = stated.has_value() || !chosen.empty();
-  const std::string name = chosen.empty() ? stated.value_or(activation_name(config.activation)) : chosen;
+  std::string name = chosen.empty() ? stated.value_or(activation_name(config.activation)) : chosen;
+  const std::optional<float> threshold = take_threshold(name);
   const std::optional<Activation> activation = parse_activation(name);
   if (!activation && !chosen.empty())
     throw std::invalid_argument(
@@ -89,6 +160,7 @@ void read_activation(const GgufFile& file, const ConfigReader& reader, const std
   if (*activation == Activation::kDRelu && !config.arch->gated)
     reader.unsupported("hidden_activation", "an activation for units without a gate", quoted(name));
   config.activation = *activation;
+  read_threshold(reader, threshold, config);
 }
 
 }  // namespace
@@ -129,6 +201,8 @@ ModelConfig read_model_config(const GgufFile& file, const std::string& activatio
   if (reader.integer("expert_count", 0, 1 << 16, 0) != 0)
     reader.unsupported("expert_count", "a dense model", "experts");
   read_rope(file, reader, config);
+  read_windows(file, reader, config);
+  read_scales(reader, config);
   read_activation(file, reader, activation, config);
   return config;
 }

@@ -32,10 +32,11 @@ struct FlagId {
 
 namespace op {
 
-// out (n_embd) = row `token` of table (n_embd, n_vocab), widened exactly.
+// out (n_embd) = row `token` of table (n_embd, n_vocab), widened exactly, times scale.
 struct Embed {
   WeightId table;
   BufferId out;
+  float scale = 1;
 };
 
 // x (n_embd) += row `position` of table (n_embd, n_positions).
@@ -54,6 +55,14 @@ struct Norm {
   BufferId in, out;
 };
 
+// Norms each of n_head heads of x (n_head * head_dim) on its own, in place: head / rms(head) * weight.
+struct HeadNorm {
+  WeightId weight;  // (head_dim) F32
+  int64_t n_head;
+  float eps;
+  BufferId x;
+};
+
 // out (n_out) = weight (n_in, n_out) times in (n_in) + bias (n_out).
 struct MatMul {
   WeightId weight;
@@ -61,9 +70,11 @@ struct MatMul {
   BufferId in, out;
 };
 
-// out (n_rot) = cos of the n_rot / 2 angles of the row's position, then their sines. Frequencies: Plan::rope_freqs.
+// out (n_rot) = cos of the n_rot / 2 angles of the row's position, then their sines, all times Plan::rope_magnitude.
+// Frequencies: Plan::rope_freqs, or rope_freqs_local.
 struct RopeAngles {
   BufferId out;
+  bool is_local = false;
 };
 
 // Rotates each of n_head heads of x (n_head * head_dim) in place by `angles`; elements from n_rot on are left alone.
@@ -80,13 +91,16 @@ struct StoreKv {
   BufferId k, v;
 };
 
-// out (n_head * head_dim) = softmax(scale * q . K) V over positions [0, row's position] of the row's sequence.
+// out (n_head * head_dim) = softmax(softcap(scale * q . K)) V over positions [0, row's position] of the row's sequence,
+// or with a window over the last `window` of them. softcap(s) = cap * tanh(s / cap), or s when softcap is 0.
 // Head h reads KV head h / (n_head / n_head_kv). Reads what StoreKv of the same layer wrote.
 struct Attention {
   int64_t layer;
   int64_t n_head;
   float scale;
   BufferId q, out;
+  float softcap = 0;
+  int64_t window = 0;  // 0: all positions
 };
 
 // out (n_ff) = act(gate) * up, or act(up) without a gate. out may equal gate or up.
@@ -94,6 +108,7 @@ struct Activate {
   Activation activation;
   BufferId gate;  // optional
   BufferId up, out;
+  float threshold = 0;  // kFatRelu: what passes is this more (core/kinds.h)
 };
 
 // out (n_ff) = the margin of each unit: its detect value estimated from the bit planes of the detect matrix
@@ -150,6 +165,7 @@ struct SparseFfn {
   BufferId in, out;
   BufferId h{};  // (n_ff, perhaps more columns) what weighs each unit's down row; optional, only without `units`
   BufferId onto{};  // kSums, that the units' sums are added to; optional, only where `out` is kSums, which may equal it
+  float threshold = 0;  // as Activate::threshold
 };
 
 // out = the sums of a and b (kSums) as floats, plus bias.
@@ -181,6 +197,12 @@ struct Observe {
 // out = a + b. out may equal a or b.
 struct Add {
   BufferId a, b, out;
+};
+
+// x = cap * tanh(x / cap), in place.
+struct SoftCap {
+  float cap;
+  BufferId x;
 };
 
 // out (n_output_rows, n_cols) = the rows of `in` whose logits are asked for (StepParams::output_rows).
@@ -219,9 +241,9 @@ constexpr int64_t kNoSum = INT64_MIN;
 
 // A closed set: a device that lacks an op does not compile.
 using Op =
-    std::variant<op::Embed, op::EmbedPosition, op::Norm, op::MatMul, op::RopeAngles, op::Rope, op::StoreKv,
-                 op::Attention, op::Activate, op::Predict, op::Detect, op::SelectUnits, op::SparseFfn, op::MergeSums,
-                 op::JoinUnits, op::Observe, op::Add, op::SelectRows, op::Copy, op::Fetch,
-                 op::Signal, op::Wait>;
+    std::variant<op::Embed, op::EmbedPosition, op::Norm, op::HeadNorm, op::MatMul, op::RopeAngles, op::Rope,
+                 op::StoreKv, op::Attention, op::Activate, op::Predict, op::Detect, op::SelectUnits, op::SparseFfn, op::MergeSums,
+                 op::JoinUnits, op::Observe, op::Add, op::SoftCap, op::SelectRows, op::Copy,
+                 op::Fetch, op::Signal, op::Wait>;
 
 }  // namespace hotset

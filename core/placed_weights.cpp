@@ -62,17 +62,16 @@ NamedTensor first_values(NamedTensor vector, int64_t n) {
 uint64_t host_bytes(const PlacedWeights& weights) {
   uint64_t out = 0;
   const auto add = [&](const NamedTensor& tensor) { out += tensor ? tensor.view.size_bytes() : 0; };
-  constexpr NamedTensor LayerWeights::*kAll[] = {
-      &LayerWeights::attn_norm,   &LayerWeights::attn_norm_b,   &LayerWeights::attn_q,    &LayerWeights::attn_q_b,
-      &LayerWeights::attn_k,      &LayerWeights::attn_k_b,      &LayerWeights::attn_v,    &LayerWeights::attn_v_b,
-      &LayerWeights::attn_output, &LayerWeights::attn_output_b, &LayerWeights::ffn_norm,  &LayerWeights::ffn_norm_b,
-      &LayerWeights::ffn_gate,    &LayerWeights::ffn_gate_b,    &LayerWeights::ffn_up,    &LayerWeights::ffn_up_b,
-      &LayerWeights::ffn_down_t,  &LayerWeights::ffn_down_b};
-  for (const PlacedLayer& layer : weights.layers)
-    for (const NamedTensor LayerWeights::*each : kAll) add(layer.host.*each);
-  for (const NamedTensor* each : {&weights.token_embd, &weights.position_embd}) add(*each);
-  const bool is_tied = weights.output.view.data == weights.token_embd.view.data;
-  if (weights.head == Place::kHost && !is_tied) add(weights.output);
+  for (const PlacedLayer& layer : weights.layers) {
+    const LayerWeights& w = layer.host;
+    for (const NamedTensor LayerWeights::*each : kBesideUnits) add(w.*each);
+    for (const NamedTensor* each : {&w.ffn_gate, &w.ffn_gate_b, &w.ffn_up, &w.ffn_up_b, &w.ffn_down_t}) add(*each);
+  }
+  for (const NamedTensor* each : {&weights.token_embd, &weights.token_embd_proj, &weights.position_embd}) add(*each);
+  const HeadWeights& head = weights.head_weights;
+  const bool is_tied = head.output.view.data == weights.token_embd.view.data;
+  if (weights.head == Place::kHost && !is_tied) add(head.output);
+  if (weights.head == Place::kHost) add(head.proj);
   return out;
 }
 

@@ -22,20 +22,28 @@ class Printer {
   std::string text(const Op& op) const {
     return std::visit(
         Overloaded{
-            [&](const op::Embed& o) { return cat(b(o.out), " = Embed(", w(o.table), ")"); },
+            [&](const op::Embed& o) {
+              return cat(b(o.out), " = Embed(", w(o.table), o.scale != 1 ? cat(", times ", o.scale) : "", ")");
+            },
             [&](const op::EmbedPosition& o) { return cat(b(o.x), " = EmbedPosition(", w(o.table), "; ", b(o.x), ")"); },
             [&](const op::Norm& o) {
               return cat(b(o.out), " = ", o.kind == NormKind::kRms ? "Norm(" : "LayerNorm(", w(o.weight), plus(o.bias),
                          "; ", b(o.in), ")");
             },
+            [&](const op::HeadNorm& o) {
+              return cat(b(o.x), " = HeadNorm(", w(o.weight), ", ", o.n_head, " heads; ", b(o.x), ")");
+            },
             [&](const op::MatMul& o) {
               return cat(b(o.out), " = MatMul(", w(o.weight), plus(o.bias), "; ", b(o.in), ")");
             },
-            [&](const op::RopeAngles& o) { return cat(b(o.out), " = RopeAngles(positions)"); },
+            [&](const op::RopeAngles& o) {
+              return cat(b(o.out), " = RopeAngles(", o.is_local ? "local " : "", "positions)");
+            },
             [&](const op::Rope& o) { return cat(b(o.x), " = Rope(", o.n_head, " heads; ", b(o.angles), ")"); },
             [&](const op::StoreKv& o) { return cat("kv[", o.layer, "] = StoreKv(", b(o.k), ", ", b(o.v), ")"); },
             [&](const op::Attention& o) {
-              return cat(b(o.out), " = Attention(", o.n_head, " heads; ", b(o.q), ", kv[", o.layer, "])");
+              return cat(b(o.out), " = Attention(", o.n_head, " heads", o.window > 0 ? cat(", window ", o.window) : "",
+                         o.softcap > 0 ? cat(", cap ", o.softcap) : "", "; ", b(o.q), ", kv[", o.layer, "])");
             },
             [&](const op::Activate& o) {
               return cat(b(o.out), " = Activate(", o.gate ? b(o.gate) + ", " : "", b(o.up), ")");
@@ -72,6 +80,7 @@ class Printer {
                          o.margins ? ", " + b(o.margins) : "", ")");
             },
             [&](const op::Add& o) { return cat(b(o.out), " = Add(", b(o.a), ", ", b(o.b), ")"); },
+            [&](const op::SoftCap& o) { return cat(b(o.x), " = SoftCap(", o.cap, "; ", b(o.x), ")"); },
             [&](const op::SelectRows& o) { return cat(b(o.out), " = SelectRows(", b(o.in), ")"); },
             [&](const op::Copy& o) { return cat(b(o.to), " = Copy(", b(o.from), ")"); },
             [&](const op::Fetch& o) { return cat(w(o.to), " = Fetch()"); },

@@ -77,6 +77,8 @@ struct Plan {
   KvLayout kv;                    // of all layers
   std::vector<int32_t> kv_lanes;  // (n_layer) the lane whose memory has a layer's keys and values; empty = kHostLane
   std::vector<double> rope_freqs;  // (n_rot / 2) radians per position, all scaling applied
+  std::vector<double> rope_freqs_local;  // those of layers with a window, where they have their own
+  float rope_magnitude = 1;              // what cosines and sines are multiplied by
   std::vector<BufferDesc> buffers;
   std::vector<WeightDesc> weights;
   // Memory of the device that its weights take turns in: those that lie there are read after their Fetch.

@@ -1,8 +1,9 @@
 #include "core/plan_builder.h"
 
-#include <cmath>
+#include <algorithm>
 
 #include "core/error.h"
+#include "core/rope.h"
 
 namespace hotset {
 
@@ -38,11 +39,17 @@ PlanBuilder::Activations PlanBuilder::activations(const std::string& prefix, Buf
   Activations out;
   out.x = x, out.x_norm = x_norm;
   if (has_rope()) out.angles = buffer(prefix + "angles", config_.n_rot);
+  if (config_.has_local_rope()) out.angles_local = buffer(prefix + "angles_local", config_.n_rot);
   out.q = buffer(prefix + "q", n_q);
   out.k = buffer(prefix + "k", n_kv);
   out.v = buffer(prefix + "v", n_kv);
   out.attn = buffer(prefix + "attn", n_q);
-  out.y = buffer(prefix + "y", config_.n_embd);
+  out.attn_y = out.y = buffer(prefix + "y", config_.n_embd);
+  out.attn_in = x_norm;
+  if (config_.arch->is_parallel) {
+    out.attn_in = buffer(prefix + "attn_in", config_.n_embd);
+    out.attn_y = buffer(prefix + "attn_y", config_.n_embd);
+  }
   return out;
 }
 
@@ -52,19 +59,26 @@ WeightId PlanBuilder::weight(const NamedTensor& tensor) {
   return {static_cast<int32_t>(plan_.weights.size()) - 1};
 }
 
-// Radians per position of each rotated pair: base^(-2i/n_rot), divided by the model's scaling.
 void PlanBuilder::set_rope_freqs(const NamedTensor& divisors) {
-  std::vector<double>& out = plan_.rope_freqs;
-  out.resize(static_cast<size_t>(config_.n_rot / 2));
-  for (size_t i = 0; i < out.size(); ++i) {
-    const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(config_.n_rot);
-    out[i] = std::pow(static_cast<double>(config_.rope_freq_base), exponent) / static_cast<double>(config_.rope_scale);
-    if (divisors) out[i] /= static_cast<double>(reinterpret_cast<const float*>(divisors.view.data)[i]);
-  }
+  if (!has_rope()) return;
+  plan_.rope_freqs = rope_frequencies(config_, divisors);
+  plan_.rope_magnitude = rope_magnitude(config_);
+  if (config_.has_local_rope()) plan_.rope_freqs_local = local_rope_frequencies(config_);
 }
 
-void PlanBuilder::embed(const NamedTensor& table, const NamedTensor& positions, BufferId x) {
-  add(op::Embed{weight(table), x});
+BufferId PlanBuilder::angles_of(int64_t layer, const Activations& a) {
+  const bool is_local = a.angles_local && config_.windows[static_cast<size_t>(layer)] > 0;
+  const BufferId out = is_local ? a.angles_local : a.angles;
+  if (!out || std::find(angles_made_.begin(), angles_made_.end(), out) != angles_made_.end()) return out;
+  add(op::RopeAngles{out, is_local});
+  angles_made_.push_back(out);
+  return out;
+}
+
+void PlanBuilder::embed(const NamedTensor& table, const NamedTensor& proj, const NamedTensor& positions, BufferId x) {
+  const BufferId row = proj ? buffer("embedding", table.view.n_cols) : x;
+  add(op::Embed{weight(table), row, config_.embedding_scale});
+  if (proj) mat_mul(proj, {}, row, x);
   if (!has_rope()) add(op::EmbedPosition{weight(positions), x});
 }
 
@@ -78,34 +92,58 @@ void PlanBuilder::mat_mul(const NamedTensor& w, const NamedTensor& bias, BufferI
   add(op::MatMul{weight_id, weight(bias), in, out});
 }
 
-void PlanBuilder::rope(BufferId x, int64_t n_head, BufferId angles) {
+// Queries or keys after their projection; `norm` is that of their heads, optional.
+void PlanBuilder::rotate(const NamedTensor& norm, int64_t n_head, BufferId angles, BufferId x) {
+  if (norm) add(op::HeadNorm{weight(norm), n_head, config_.norm_eps, x});
   if (has_rope()) add(op::Rope{config_.arch->rope, n_head, config_.head_dim, config_.n_rot, angles, x});
 }
 
 void PlanBuilder::attention(const LayerWeights& w, int64_t layer, const Activations& a) {
-  project_qkv(w, a);
+  project_qkv(w, layer, a);
   attend(layer, a);
   add_attention(w, a);
 }
 
-void PlanBuilder::project_qkv(const LayerWeights& w, const Activations& a) {
-  norm(w.attn_norm, w.attn_norm_b, a.x, a.x_norm);
-  mat_mul(w.attn_q, w.attn_q_b, a.x_norm, a.q);
-  mat_mul(w.attn_k, w.attn_k_b, a.x_norm, a.k);
-  mat_mul(w.attn_v, w.attn_v_b, a.x_norm, a.v);
-  rope(a.q, config_.n_head, a.angles);
-  rope(a.k, config_.n_head_kv, a.angles);
+void PlanBuilder::project_qkv(const LayerWeights& w, int64_t layer, const Activations& a) {
+  const BufferId angles = angles_of(layer, a), in = w.ffn_norm ? a.attn_in : a.x_norm;
+  if (w.attn_norm) norm(w.attn_norm, w.attn_norm_b, a.x, in);
+  mat_mul(w.attn_q, w.attn_q_b, in, a.q);
+  mat_mul(w.attn_k, w.attn_k_b, in, a.k);
+  mat_mul(w.attn_v, w.attn_v_b, in, a.v);
+  rotate(w.attn_q_norm, config_.n_head, angles, a.q);
+  rotate(w.attn_k_norm, config_.n_head_kv, angles, a.k);
 }
 
 void PlanBuilder::attend(int64_t layer, const Activations& a) {
   add(op::StoreKv{layer, a.k, a.v});
-  const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
-  add(op::Attention{layer, config_.n_head, scale, a.q, a.attn});
+  add(op::Attention{layer, config_.n_head, config_.attention_scale, a.q, a.attn, config_.attention_softcap,
+                    config_.windows[static_cast<size_t>(layer)]});
 }
 
 void PlanBuilder::add_attention(const LayerWeights& w, const Activations& a) {
-  mat_mul(w.attn_output, w.attn_output_b, a.attn, a.y);
+  mat_mul(w.attn_output, w.attn_output_b, a.attn, a.attn_y);
+  if (w.attn_post_norm) norm(w.attn_post_norm, {}, a.attn_y, a.attn_y);
+  if (!config_.arch->is_parallel) add(op::Add{a.x, a.attn_y, a.x});
+  if (w.attn_out_norm) norm(w.attn_out_norm, w.attn_out_norm_b, a.x, a.x);
+}
+
+void PlanBuilder::begin_ffn(const LayerWeights& w, const Activations& a) {
+  if (w.ffn_norm) norm(w.ffn_norm, w.ffn_norm_b, a.x, a.x_norm);
+}
+
+void PlanBuilder::end_ffn(const LayerWeights& w, const Activations& a) {
+  if (w.ffn_post_norm) norm(w.ffn_post_norm, {}, a.y, a.y);
+  if (config_.arch->is_parallel) add(op::Add{a.y, a.attn_y, a.y});
   add(op::Add{a.x, a.y, a.x});
+  if (w.layer_out_norm) norm(w.layer_out_norm, w.layer_out_norm_b, a.x, a.x);
+}
+
+void PlanBuilder::head(const HeadWeights& w, BufferId x_out, BufferId logits) {
+  if (w.norm) norm(w.norm, w.norm_b, x_out, x_out);
+  BufferId in = x_out;
+  if (w.proj) mat_mul(w.proj, {}, x_out, in = buffer("x_proj", w.proj.view.n_rows, BufferRows::kOutput));
+  mat_mul(w.output, {}, in, logits);
+  if (config_.logit_softcap > 0) add(op::SoftCap{config_.logit_softcap, logits});
 }
 
 void PlanBuilder::predict(const Predictor::Layer& p, WeightId bias, const Prediction& at) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "core/model_config.h"
 #include "core/plan.h"
@@ -17,6 +18,9 @@ class PlanBuilder {
   // What a lane that has attention works with.
   struct Activations {
     BufferId x, x_norm, angles, q, k, v, attn, y;
+    BufferId angles_local;  // of layers with a window, where these rotate by their own base
+    BufferId attn_in;       // of parallel layers: what attention reads where it has a norm of its own,
+    BufferId attn_y;        // and what it gives
   };
 
   PlanBuilder(const ModelConfig& config, const PlanOptions& options);
@@ -37,15 +41,23 @@ class PlanBuilder {
 
   bool has_rope() const { return config_.arch->positions == Positions::kRope; }
   void set_rope_freqs(const NamedTensor& divisors);
+  // The angles that a layer rotates by, none without rotation; made when the first layer of a lane asks for them.
+  BufferId angles_of(int64_t layer, const Activations& a);
 
-  void embed(const NamedTensor& table, const NamedTensor& positions, BufferId x);
+  // x from the rows of the table, through `proj` where there is one, and positions where they are learned.
+  void embed(const NamedTensor& table, const NamedTensor& proj, const NamedTensor& positions, BufferId x);
   void norm(const NamedTensor& w, const NamedTensor& bias, BufferId in, BufferId out);
   void mat_mul(const NamedTensor& w, const NamedTensor& bias, BufferId in, BufferId out);
   // Attention and what is around it; or its three parts: before the keys and values, with them, after them.
   void attention(const LayerWeights& w, int64_t layer, const Activations& a);
-  void project_qkv(const LayerWeights& w, const Activations& a);
+  void project_qkv(const LayerWeights& w, int64_t layer, const Activations& a);
   void attend(int64_t layer, const Activations& a);
   void add_attention(const LayerWeights& w, const Activations& a);
+  // Around the FFN: its input from x, and its output, a.y, to x. A parallel layer adds attention only then.
+  void begin_ffn(const LayerWeights& w, const Activations& a);
+  void end_ffn(const LayerWeights& w, const Activations& a);
+  // From rows of x to logits.
+  void head(const HeadWeights& w, BufferId x_out, BufferId logits);
 
   // Where a predictor finds a layer's input and puts the margins; `hidden` (fc1's rows) with factors only.
   struct Prediction {
@@ -60,7 +72,9 @@ class PlanBuilder {
   int32_t lane_ = kHostLane;
 
  private:
-  void rope(BufferId x, int64_t n_head, BufferId angles);
+  void rotate(const NamedTensor& norm, int64_t n_head, BufferId angles, BufferId x);
+
+  std::vector<BufferId> angles_made_;  // buffers that have the step's angles
 };
 
 }  // namespace hotset

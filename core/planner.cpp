@@ -11,7 +11,8 @@ class OneLaneBuilder : private PlanBuilder {
  public:
   OneLaneBuilder(const ModelConfig& config, const PlanOptions& options)
       : PlanBuilder(config, options), observe_(options.observe), predictor_(options.predictor) {
-    const BufferId x = buffer("x", config.n_embd), x_norm = buffer("x_norm", config.n_embd);
+    // Where x is normed after each addition, it is what attention and FFN read.
+    const BufferId x = buffer("x", config.n_embd), x_norm = config.norms_after ? x : buffer("x_norm", config.n_embd);
     at_ = activations("", x, x_norm);
     if (observe_) h_ = buffer("h", config.n_ff);
     if (predictor_) margins_ = buffer("margins", config.n_ff);
@@ -22,23 +23,20 @@ class OneLaneBuilder : private PlanBuilder {
   }
 
   Plan build(const Weights& weights) {
-    embed(weights.token_embd, weights.position_embd, at_.x);
-    if (has_rope()) {
-      set_rope_freqs(weights.rope_freqs);
-      add(op::RopeAngles{at_.angles});
-    }
+    embed(weights.token_embd, weights.token_embd_proj, weights.position_embd, at_.x);
+    set_rope_freqs(weights.rope_freqs);
     for (int64_t layer = 0; layer < config_.n_layer; ++layer) {
       const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
       attention(w, layer, at_);
       feed_forward(w, layer);
     }
-    head(weights);
+    logits(weights);
     return finish();
   }
 
  private:
   void feed_forward(const LayerWeights& w, int64_t layer) {
-    norm(w.ffn_norm, w.ffn_norm_b, at_.x, at_.x_norm);
+    begin_ffn(w, at_);
     if (exact_ && !w.ffn_down_t)
       throw Error(error_text("planner", "exact plan", "ffn_down_t in every layer", w.ffn_down.name,
                              "lay the weights out anew first"));
@@ -46,14 +44,14 @@ class OneLaneBuilder : private PlanBuilder {
       unit_rows(w, layer);
     else
       standard_layout(w, layer);
-    add(op::Add{at_.x, at_.y, at_.x});
+    end_ffn(w, at_);
   }
 
   // Units stored as rows: with exact execution the detect matrix decides which of them are computed. An observer wants
   // its products, so that they are computed apart.
   void unit_rows(const LayerWeights& w, int64_t layer) {
     op::SparseFfn ffn{};
-    ffn.activation = config_.activation;
+    ffn.activation = config_.activation, ffn.threshold = config_.activation_threshold;
     ffn.gate = weight(w.ffn_gate), ffn.gate_bias = weight(w.ffn_gate_b);
     ffn.up = weight(w.ffn_up), ffn.up_bias = weight(w.ffn_up_b);
     ffn.down_t = weight(w.ffn_down_t), ffn.down_bias = weight(w.ffn_down_b);
@@ -103,17 +101,16 @@ class OneLaneBuilder : private PlanBuilder {
     if (w.ffn_gate) mat_mul(w.ffn_gate, w.ffn_gate_b, at_.x_norm, gate_);
     mat_mul(w.ffn_up, w.ffn_up_b, at_.x_norm, up_);
     const BufferId h = observe_ ? h_ : up_;
-    add(op::Activate{config_.activation, gate_, up_, h});
+    add(op::Activate{config_.activation, gate_, up_, h, config_.activation_threshold});
     if (observe_) add(op::Observe{layer, at_.x_norm, gate_ ? gate_ : up_, h, margins});
     mat_mul(w.ffn_down, w.ffn_down_b, h, at_.y);
   }
 
-  void head(const Weights& weights) {
+  void logits(const Weights& weights) {
     const BufferId x_out = buffer("x_out", config_.n_embd, BufferRows::kOutput);
     plan_.logits = buffer("logits", config_.n_vocab, BufferRows::kOutput);
     add(op::SelectRows{at_.x, x_out});
-    norm(weights.output_norm, weights.output_norm_b, x_out, x_out);
-    mat_mul(weights.output, {}, x_out, plan_.logits);
+    head(weights.head, x_out, plan_.logits);
   }
 
   const bool observe_;

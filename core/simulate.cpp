@@ -223,6 +223,7 @@ class Clock {
     Cost operator()(const op::Embed& o) const { return dense(row(o.table)); }
     Cost operator()(const op::EmbedPosition& o) const { return dense(row(o.table)); }
     Cost operator()(const op::Norm& o) const { return all_of(o.weight, o.bias); }
+    Cost operator()(const op::HeadNorm& o) const { return all_of(o.weight); }
     Cost operator()(const op::MatMul& o) const { return all_of(o.weight, o.bias); }
     Cost operator()(const op::RopeAngles&) const { return {}; }
     Cost operator()(const op::Rope&) const { return {}; }
@@ -241,6 +242,7 @@ class Clock {
     Cost operator()(const op::Observe&) const { return {}; }
     Cost operator()(const op::MergeSums& o) const { return all_of(o.bias); }
     Cost operator()(const op::Add&) const { return {}; }
+    Cost operator()(const op::SoftCap&) const { return {}; }
     Cost operator()(const op::SelectRows&) const { return {}; }
     Cost operator()(const op::Signal&) const { return {}; }
     Cost operator()(const op::Wait&) const { return {}; }

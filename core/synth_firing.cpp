@@ -26,6 +26,7 @@ FiringLaw law_of(double density, double spread) {
 
 double activate(Activation activation, double x) {
   if (activation == Activation::kSilu) return x / (1 + std::exp(-x));
+  if (!is_sparse(activation)) return x * normal_cdf(x);  // GELU, or its approximation
   const double positive = std::max(x, 0.0);
   return activation == Activation::kRelu2 ? positive * positive : positive;
 }

@@ -167,13 +167,16 @@ SynthModel resolve_synth(const SynthSpec& spec) {
   SynthModel model;
   model.spec = spec;
   model.arch = find_architecture(spec.arch);
-  if (!model.arch) refuse("architecture", known_architectures(), quoted(spec.arch));
+  if (!model.arch || !is_plain(*model.arch))
+    refuse("architecture", known_architectures(is_plain), quoted(spec.arch));
   model.mixture = find_mixture(spec.type);
   if (!model.mixture) refuse("type", known_mixtures(), quoted(spec.type));
   const std::optional<Activation> activation =
       spec.activation.empty() ? model.arch->usual_activation : parse_activation(spec.activation);
   if (!activation) refuse("activation", known_activations(), quoted(spec.activation));
   model.activation = *activation;
+  if (model.activation == Activation::kFatRelu)
+    refuse("activation", "one without a threshold", quoted(spec.activation));
   if (model.activation == Activation::kDRelu && !model.arch->gated)
     refuse("activation", cat("one for units without a gate, as ", spec.arch, " has them"), quoted(spec.activation));
   model.spec.shape = checked_shape(model);

@@ -95,12 +95,13 @@ class WeightPlacer::Layout {
       if (predictor && predictor->layers()[layer_]) predict(to, weights.layers[layer_], predictor->layers()[layer_]);
     }
     out.head = placement.head;
-    out.token_embd = weights.token_embd, out.position_embd = weights.position_embd;
+    out.token_embd = weights.token_embd, out.token_embd_proj = weights.token_embd_proj;
+    out.position_embd = weights.position_embd;
     out.rope_freqs = weights.rope_freqs;
     const bool head_on_device = placement.head == Place::kDevice;
-    whole(out.output_norm, weights.output_norm, head_on_device);
-    whole(out.output_norm_b, weights.output_norm_b, head_on_device);
-    whole(out.output, weights.output, head_on_device);
+    for (NamedTensor HeadWeights::*each :
+         {&HeadWeights::norm, &HeadWeights::norm_b, &HeadWeights::proj, &HeadWeights::output})
+      whole(out.head_weights.*each, weights.head.*each, head_on_device);
   }
 
   const std::vector<Job>& jobs() const { return jobs_; }
@@ -113,12 +114,7 @@ class WeightPlacer::Layout {
     out.place = place, out.n_units = w.ffn_up.view.n_rows;
     const bool on_device = place.attention == Place::kDevice;
     LayerWeights& side = on_device ? out.device : out.host;
-    constexpr NamedTensor LayerWeights::*kWhole[] = {
-        &LayerWeights::attn_norm,  &LayerWeights::attn_norm_b, &LayerWeights::attn_q,      &LayerWeights::attn_q_b,
-        &LayerWeights::attn_k,     &LayerWeights::attn_k_b,    &LayerWeights::attn_v,      &LayerWeights::attn_v_b,
-        &LayerWeights::attn_output, &LayerWeights::attn_output_b, &LayerWeights::ffn_norm, &LayerWeights::ffn_norm_b,
-        &LayerWeights::ffn_down_b};
-    for (NamedTensor LayerWeights::*each : kWhole) whole(side.*each, w.*each, on_device);
+    for (NamedTensor LayerWeights::*each : kBesideUnits) whole(side.*each, w.*each, on_device);
     const bool gated = static_cast<bool>(w.ffn_gate);
     const int64_t hot = place.n_hot;
     copies_host_ = units_ || (copies_cold_ && hot > 0 && hot < out.n_units);

@@ -28,6 +28,11 @@ struct State {
 // skipped, because a row computed alone never meets it.
 void merge(const State& a, const State& b, int64_t head_dim) {
   if (*b.m == -INFINITY) return;
+  if (*a.l == 0) {  // before the query's window: nothing was seen yet
+    *a.m = *b.m, *a.l = *b.l;
+    std::memcpy(a.o, b.o, static_cast<size_t>(head_dim) * sizeof(float));
+    return;
+  }
   const float m = std::max(*a.m, *b.m);
   // Differences of chunk maxima are few, so the C library's exp is fast enough; on one machine it is always the same.
   const float scale_a = std::exp(*a.m - m);
@@ -54,6 +59,11 @@ int64_t position_of(const StepContext& context, int64_t row) {
 
 int64_t chunks_of(const StepContext& context, const RowTile& tile) {
   return position_of(context, tile.first_row + tile.n_rows - 1) / kChunkPositions + 1;
+}
+
+// The first chunk that any row of a tile sees.
+int64_t first_chunk_of(const AttentionShape& shape, const StepContext& context, const RowTile& tile) {
+  return shape.first_chunk(position_of(context, tile.first_row));
 }
 
 // Chunks of the longest row when chunks are split over tasks, which few rows of not too long contexts are; else 0.
@@ -142,9 +152,10 @@ class TileWork {
     const std::byte* v_pages[kMaxPages];
     int64_t n_pos = 0;
     for (int64_t i = 0; i < n_queries_; ++i) {
-      const int64_t visible = position_of(context_, row_of(i)) + 1 - chunk * kChunkPositions;
-      begin_[i] = 0;
-      end_[i] = static_cast<int32_t>(std::clamp<int64_t>(visible, 0, kChunkPositions));
+      const int64_t position = position_of(context_, row_of(i)), chunk_begin = chunk * kChunkPositions;
+      const auto within = [&](int64_t at) { return static_cast<int32_t>(std::clamp<int64_t>(at, 0, kChunkPositions)); };
+      begin_[i] = within(shape_.first_visible(position) - chunk_begin);
+      end_[i] = within(position + 1 - chunk_begin);
       n_pos = std::max<int64_t>(n_pos, end_[i]);
     }
     for (int64_t page = 0; page < div_up(n_pos, kPagePositions); ++page) {
@@ -163,7 +174,7 @@ class TileWork {
     args.n_pos = n_pos;
     args.head_dim = shape_.head_dim;
     args.scale = shape_.scale;
-    args.softcap = 0;
+    args.softcap = shape_.softcap;
     args.m = m_[which];
     args.l = l_[which];
     args.o = o_[which];
@@ -206,10 +217,10 @@ void AttentionPhase::run(int64_t task, int32_t worker, const StepContext& contex
   const int64_t chunk = task % split;
   const int64_t kv_head = task / split % shape_.n_head_kv;
   const RowTile& tile = context.tiles[static_cast<size_t>(task / split / shape_.n_head_kv)];
-  const int64_t n_chunks = chunks_of(context, tile);
+  const int64_t first_chunk = first_chunk_of(shape_, context, tile), n_chunks = chunks_of(context, tile);
   TileWork work(shape_, context, tile, kv_head, shape_.scratch + static_cast<size_t>(worker) * shape_.scratch_distance);
   if (n_split > 0) {
-    if (chunk >= n_chunks) return;
+    if (chunk < first_chunk || chunk >= n_chunks) return;
     work.attend(chunk, 0);
     for (int64_t i = 0; i < work.n_queries(); ++i) {
       const State from = work.state(0, i);
@@ -220,8 +231,8 @@ void AttentionPhase::run(int64_t task, int32_t worker, const StepContext& contex
     }
     return;
   }
-  work.attend(0, 0);
-  for (int64_t next = 1; next < n_chunks; ++next) {
+  work.attend(first_chunk, 0);
+  for (int64_t next = first_chunk + 1; next < n_chunks; ++next) {
     work.attend(next, 1);
     for (int64_t i = 0; i < work.n_queries(); ++i) merge(work.state(0, i), work.state(1, i), shape_.head_dim);
   }
@@ -244,9 +255,10 @@ void AttentionMergePhase::run(int64_t task, int32_t, const StepContext& context)
   const int64_t end = std::min(context.n_rows * shape_.n_head, (task + 1) * each);
   for (int64_t pair = task * each; pair < end; ++pair) {
     const int64_t row = pair / shape_.n_head, head = pair % shape_.n_head;
-    const int64_t n_chunks = position_of(context, row) / kChunkPositions + 1;
-    const State state = record_state(partial_record(shape_, row, head, 0));
-    for (int64_t chunk = 1; chunk < n_chunks; ++chunk)
+    const int64_t position = position_of(context, row);
+    const int64_t first = shape_.first_chunk(position), n_chunks = position / kChunkPositions + 1;
+    const State state = record_state(partial_record(shape_, row, head, first));
+    for (int64_t chunk = first + 1; chunk < n_chunks; ++chunk)
       merge(state, record_state(partial_record(shape_, row, head, chunk)), shape_.head_dim);
     write_out(state, shape_.head_dim, shape_.out.row(row) + head * shape_.head_dim);
   }

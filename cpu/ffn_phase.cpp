@@ -148,23 +148,40 @@ bool lists_are_short(const StepContext& context, const RowBuffer& lists, int64_t
 
 int64_t list_shares(const StepContext& context) { return context.n_workers * kSharesPerWorker; }
 
-void activate(const Kernels& kernels, Activation activation, const float* gate, const float* up, int64_t n, float* h) {
-  if (gate == nullptr) {
-    if (activation == Activation::kSilu) return kernels.silu(up, n, h);
-    if (activation == Activation::kRelu) return kernels.relu(up, n, h);
-    return kernels.relu_mul(up, up, n, h);
+namespace {
+
+// act of n values, for those that are not part of a fused kernel; x may equal h.
+void activate_alone(const Kernels& kernels, const ActivationRule& rule, const float* x, int64_t n, float* h) {
+  switch (rule.kind) {
+    case Activation::kSilu: return kernels.silu(x, n, h);
+    case Activation::kRelu2: return kernels.relu_mul(x, x, n, h);
+    case Activation::kFatRelu: return kernels.fat_relu(x, rule.threshold, n, h);
+    case Activation::kGelu: return kernels.gelu(x, n, h);
+    case Activation::kGeluTanh: return kernels.gelu_tanh(x, n, h);
+    case Activation::kRelu:
+    case Activation::kDRelu: return kernels.relu(x, n, h);
   }
-  if (activation == Activation::kSilu) return kernels.silu_mul(gate, up, n, h);
-  if (activation == Activation::kRelu) return kernels.relu_mul(gate, up, n, h);
-  float part[256];  // relu(gate)^2 or relu(up), neither of which is negative
+}
+
+}  // namespace
+
+void activate(const Kernels& kernels, const ActivationRule& rule, const float* gate, const float* up, int64_t n,
+              float* h) {
+  if (gate == nullptr) return activate_alone(kernels, rule, up, n, h);
+  if (rule.kind == Activation::kSilu) return kernels.silu_mul(gate, up, n, h);
+  if (rule.kind == Activation::kRelu) return kernels.relu_mul(gate, up, n, h);
+  float part[256];
   for (int64_t i = 0; i < n; i += 256) {
     const int64_t n_part = std::min<int64_t>(256, n - i);
-    if (activation == Activation::kRelu2) {
-      kernels.relu_mul(gate + i, gate + i, n_part, part);
-      kernels.relu_mul(part, up + i, n_part, h + i);
-    } else {
+    if (rule.kind == Activation::kDRelu) {
       kernels.relu(up + i, n_part, part);
       kernels.relu_mul(gate + i, part, n_part, h + i);
+    } else {
+      activate_alone(kernels, rule, gate + i, n_part, part);
+      if (rule.kind == Activation::kRelu2)  // part is not negative: a -0 becomes +0
+        kernels.relu_mul(part, up + i, n_part, h + i);
+      else
+        kernels.mul(part, up + i, n_part, h + i);
     }
   }
 }

@@ -117,6 +117,32 @@ void relu_row(const float* x, int64_t n, float* h) {
   map_rows(x, x, n, h, [](Vec v, Vec) { return max(v, zero()); });
 }
 
+void gelu_row(const float* x, int64_t n, float* h) {
+  map_rows(x, x, n, h, [](Vec v, Vec) { return gelu_vec(v); });
+}
+
+void gelu_tanh_row(const float* x, int64_t n, float* h) {
+  map_rows(x, x, n, h, [](Vec v, Vec) { return gelu_tanh_vec(v); });
+}
+
+void fat_relu_row(const float* x, float threshold, int64_t n, float* h) {
+  for (int64_t i = 0; i < n; ++i) h[i] = x[i] > 0.0f ? x[i] + threshold : 0.0f;
+}
+
+void mul_rows(const float* a, const float* b, int64_t n, float* out) {
+  map_rows(a, b, n, out, [](Vec x, Vec y) { return mul(x, y); });
+}
+
+void scale_row(const float* x, float scale, int64_t n, float* out) {
+  const Vec by = splat(scale);
+  map_rows(x, x, n, out, [&](Vec v, Vec) { return mul(v, by); });
+}
+
+void soft_cap_row(const float* x, float cap, int64_t n, float* out) {
+  const Vec most = splat(cap);
+  map_rows(x, x, n, out, [&](Vec v, Vec) { return mul(most, tanh_vec(div(v, most))); });
+}
+
 // Without branches: whether a unit is active is as good as random.
 int64_t select_units(const float* x, int64_t n, int32_t* list) {
   int64_t count = 0;
@@ -170,6 +196,12 @@ inline void fill_float(Kernels& table) {
   table.relu_mul = relu_mul;
   table.silu = silu_row;
   table.relu = relu_row;
+  table.gelu = gelu_row;
+  table.gelu_tanh = gelu_tanh_row;
+  table.fat_relu = fat_relu_row;
+  table.mul = mul_rows;
+  table.scale = scale_row;
+  table.soft_cap = soft_cap_row;
   table.plane_margins = plane_margins;
   table.select_units = select_units;
   table.add = add_rows;

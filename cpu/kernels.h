@@ -29,7 +29,8 @@
 //    A contribution that is not as it must be poisons the sum, for blocks those of all 32 columns: it becomes INT64_MIN
 //    and stays that, NaN in the end. Sums of more than 2^27 wrap.
 //  - merged sums: INT64_MIN if either is, else a + b modulo 2^64. Value: NaN, else float(sum) * 2^-kSumBits.
-//  - element-wise functions (exp, silu) are polynomials over fma, the same operations per element everywhere.
+//  - element-wise functions (exp, silu, gelu, tanh) are polynomials over fma, the same operations per element
+//    everywhere.
 #pragma once
 
 #include <cstddef>
@@ -204,12 +205,20 @@ struct Kernels {
   // h[i] = act(x[i]). h may equal x.
   void (*silu)(const float* x, int64_t n, float* h);
   void (*relu)(const float* x, int64_t n, float* h);
+  void (*gelu)(const float* x, int64_t n, float* h);       // x * Phi(x)
+  void (*gelu_tanh)(const float* x, int64_t n, float* h);  // its approximation by tanh
+  // h[i] = x[i] > 0 ? x[i] + threshold : 0. h may equal x.
+  void (*fat_relu)(const float* x, float threshold, int64_t n, float* h);
 
   // Writes the indices i < n for which x[i] is not <= 0 (NaN included) in ascending order to `list`, which has room for
   // n; returns how many there are.
   int64_t (*select_units)(const float* x, int64_t n, int32_t* list);
 
+  // out may equal an input.
   void (*add)(const float* a, const float* b, int64_t n, float* out);
+  void (*mul)(const float* a, const float* b, int64_t n, float* out);
+  void (*scale)(const float* x, float scale, int64_t n, float* out);
+  void (*soft_cap)(const float* x, float cap, int64_t n, float* out);  // cap * tanh(x / cap)
 
   void (*attend_chunk)(const AttendArgs& args);
   size_t (*attend_scratch_bytes)(int64_t head_dim);

@@ -223,9 +223,11 @@ void PhaseBuilder::quantize(BufferId in) {
 
 void PhaseBuilder::add(const op::Embed& o) {
   push(row_phase(
-      BufferRows::kAll, [table = plan_.weight(o.table), out = buffer(o.out)](int64_t row, const StepContext& context) {
+      BufferRows::kAll,
+      [table = plan_.weight(o.table), scale = o.scale, out = buffer(o.out)](int64_t row, const StepContext& context) {
         const int32_t token = context.params.rows[static_cast<size_t>(row)].token;
         context.kernels.dequantize_row[weight_type(table.dtype)](table.row(token), table.n_cols, out.row(row));
+        if (scale != 1) context.kernels.scale(out.row(row), scale, table.n_cols, out.row(row));
       }));
   wrote(o.out);
 }
@@ -255,6 +257,17 @@ void PhaseBuilder::add(const op::Norm& o) {
   wrote(o.out);
 }
 
+void PhaseBuilder::add(const op::HeadNorm& o) {
+  push(row_phase(buffer(o.x).rows, [weight = vector(o.weight), head_dim = plan_.kv.head_dim, eps = o.eps,
+                                    n_head = o.n_head, x = buffer(o.x)](int64_t row, const StepContext& context) {
+    for (int64_t head = 0; head < n_head; ++head) {
+      float* const values = x.row(row) + head * head_dim;
+      context.kernels.rms_norm(values, weight, eps, head_dim, values);
+    }
+  }));
+  wrote(o.x);
+}
+
 // Takes the products that follow with the same input into one phase: the team meets once, and small weights (k, v of
 // grouped heads) do not leave workers idle.
 void PhaseBuilder::add(const op::MatMul& o) {
@@ -278,12 +291,14 @@ void PhaseBuilder::add(const op::MatMul& o) {
 
 void PhaseBuilder::add(const op::RopeAngles& o) {
   push(row_phase(BufferRows::kAll,
-                 [freqs = plan_.rope_freqs, out = buffer(o.out)](int64_t row, const StepContext& context) {
+                 [freqs = o.is_local ? plan_.rope_freqs_local : plan_.rope_freqs,
+                  magnitude = static_cast<double>(plan_.rope_magnitude),
+                  out = buffer(o.out)](int64_t row, const StepContext& context) {
                    const double position = context.params.rows[static_cast<size_t>(row)].position;
                    float* angles = out.row(row);
                    for (size_t i = 0; i < freqs.size(); ++i) {
-                     angles[i] = static_cast<float>(std::cos(position * freqs[i]));
-                     angles[freqs.size() + i] = static_cast<float>(std::sin(position * freqs[i]));
+                     angles[i] = static_cast<float>(magnitude * std::cos(position * freqs[i]));
+                     angles[freqs.size() + i] = static_cast<float>(magnitude * std::sin(position * freqs[i]));
                    }
                  }));
   wrote(o.out);
@@ -324,6 +339,7 @@ void PhaseBuilder::add(const op::Attention& o) {
       lane_,        plan_.kv_slot(o.layer),
       o.n_head,     kv.n_head_kv,
       kv.head_dim,  o.scale,
+      o.softcap,    o.window,
       kv,
       buffer(o.q),  buffer(o.out),
       nullptr,      std::clamp<int64_t>(div_up(plan_.max_positions, kChunkPositions), 1, kMaxSplitChunks),
@@ -344,11 +360,11 @@ void PhaseBuilder::add(const op::Attention& o) {
 }
 
 void PhaseBuilder::add(const op::Activate& o) {
-  push(row_phase(buffer(o.out).rows, [activation = o.activation, gate = o.gate ? buffer(o.gate) : RowBuffer{},
-                                      up = buffer(o.up),
+  push(row_phase(buffer(o.out).rows, [rule = ActivationRule{o.activation, o.threshold},
+                                      gate = o.gate ? buffer(o.gate) : RowBuffer{}, up = buffer(o.up),
                                       out = buffer(o.out)](int64_t row, const StepContext& context) {
     const float* gate_row = gate.data != nullptr ? gate.row(row) : nullptr;
-    activate(context.kernels, activation, gate_row, up.row(row), out.n_cols, out.row(row));
+    activate(context.kernels, rule, gate_row, up.row(row), out.n_cols, out.row(row));
   }));
   wrote(o.out);
 }
@@ -415,7 +431,7 @@ void PhaseBuilder::add(const op::SelectUnits& o) {
 
 void PhaseBuilder::add(const op::SparseFfn& o) {
   FfnShape shape{};
-  shape.activation = o.activation;
+  shape.activation = {o.activation, o.threshold};
   if (o.gate) shape.gate = plan_.weight(o.gate);
   if (o.up) shape.up = plan_.weight(o.up);
   shape.down_t = plan_.weight(o.down_t);
@@ -475,6 +491,13 @@ void PhaseBuilder::add(const op::Add& o) {
                    context.kernels.add(a.row(row), b.row(row), out.n_cols, out.row(row));
                  }));
   wrote(o.out);
+}
+
+void PhaseBuilder::add(const op::SoftCap& o) {
+  push(row_phase(buffer(o.x).rows, [cap = o.cap, x = buffer(o.x)](int64_t row, const StepContext& context) {
+    context.kernels.soft_cap(x.row(row), cap, x.n_cols, x.row(row));
+  }));
+  wrote(o.x);
 }
 
 void PhaseBuilder::add(const op::SelectRows& o) {

@@ -35,6 +35,7 @@ class PhaseBuilder {
   void add(const op::Embed& o);
   void add(const op::EmbedPosition& o);
   void add(const op::Norm& o);
+  void add(const op::HeadNorm& o);
   void add(const op::MatMul& o);
   void add(const op::RopeAngles& o);
   void add(const op::Rope& o);
@@ -49,6 +50,7 @@ class PhaseBuilder {
   void add(const op::Observe& o);
   void add(const op::MergeSums& o);
   void add(const op::Add& o);
+  void add(const op::SoftCap& o);
   void add(const op::SelectRows& o);
   void add(const op::Copy& o);
   void add(const op::Fetch& o);

@@ -113,8 +113,15 @@ void multiply_rows(const StepContext& context, const TensorView& weight, int64_t
 void add_bias(const StepContext& context, const float* bias, int64_t first, int64_t n, int64_t n_rows, float* out,
               int64_t out_stride);
 
+// An activation and what kFatRelu adds to what passes.
+struct ActivationRule {
+  Activation kind;
+  float threshold = 0;
+};
+
 // h (n) = act(gate) * up, or act(up) when gate is null. h may equal gate or up.
-void activate(const Kernels& kernels, Activation activation, const float* gate, const float* up, int64_t n, float* h);
+void activate(const Kernels& kernels, const ActivationRule& rule, const float* gate, const float* up, int64_t n,
+              float* h);
 
 // Where a row of kind kActive has the values of its units.
 inline float* active_values(const RowBuffer& buffer, int64_t row) {
@@ -198,7 +205,7 @@ class DetectListedPhase final : public Phase {
 
 // SparseFfn with its operands resolved, and the memory that its phases share.
 struct FfnShape {
-  Activation activation;
+  ActivationRule activation;
   TensorView gate;  // no data: the units have no gate, or their list has its products
   TensorView up;    // no data: the list has its products
   TensorView down_t;
@@ -361,7 +368,8 @@ struct AttentionShape {
   int32_t lane;   // whose memory has the keys and values,
   int64_t layer;  // and the layer's place in it
   int64_t n_head, n_head_kv, head_dim;
-  float scale;
+  float scale, softcap;
+  int64_t window;  // 0: all positions
   KvLayout kv;
   RowBuffer q, out;
   float* partials;     // few rows: (rows, n_head, chunks) records of m, l, o
@@ -370,6 +378,9 @@ struct AttentionShape {
   size_t scratch_distance;
   int64_t group() const { return n_head / n_head_kv; }
   int64_t record() const { return head_dim + 2; }
+  // The first position that a row at `position` sees, and the chunk that has it.
+  int64_t first_visible(int64_t position) const { return window > 0 ? std::max<int64_t>(0, position - window + 1) : 0; }
+  int64_t first_chunk(int64_t position) const { return first_visible(position) / kChunkPositions; }
 };
 // Writes n floats as a row of the KV cache (F32, F16 or Q8_0; n a multiple of 32 for Q8_0). Q8_0 takes the integers and
 // scales of quantize_activation, the scales rounded to f16.

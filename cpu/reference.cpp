@@ -238,6 +238,16 @@ double silu(double x) { return x / (1.0 + std::exp(-x)); }
 
 double relu(double x) { return x > 0.0 ? x : 0.0; }
 
+double gelu(double x) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); }
+
+double gelu_tanh(double x) {
+  const double pi = std::acos(-1.0);
+  // x / 2 * (1 + tanh(u)) where nothing cancels.
+  return x / (1.0 + std::exp(-2.0 * std::sqrt(2.0 / pi) * (x + 0.044715 * x * x * x)));
+}
+
+double soft_cap(double x, double cap) { return cap * std::tanh(x / cap); }
+
 void attend(const AttendArgs& args, double* m, double* l, double* o) {
   const WeightType type = args.kv_type;
   const auto element = [&](const std::byte* const* pages, int64_t t, int64_t d) {
@@ -250,7 +260,7 @@ void attend(const AttendArgs& args, double* m, double* l, double* o) {
       double score = 0.0;
       for (int64_t d = 0; d < args.head_dim; ++d) score += args.q[i][d] * element(args.k_pages, t, d);
       score *= args.scale;
-      if (args.softcap != 0.0f) score = args.softcap * std::tanh(score / args.softcap);
+      if (args.softcap != 0.0f) score = soft_cap(score, args.softcap);
       s.push_back(score);
       m[i] = std::max(m[i], score);
     }

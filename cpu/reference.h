@@ -48,9 +48,12 @@ void layer_norm(const float* x, const float* weight, const float* bias, float ep
 // Kernels::rope, in place on doubles.
 void rope(double* x, int64_t n_rot, bool interleaved, const float* cos, const float* sin);
 
-// x / (1 + e^-x) and max(x, 0).
+// x / (1 + e^-x), max(x, 0), x * Phi(x), its approximation by tanh, and cap * tanh(x / cap).
 double silu(double x);
 double relu(double x);
+double gelu(double x);
+double gelu_tanh(double x);
+double soft_cap(double x, double cap);
 
 // Kernels::attend_chunk: m and l (n_q), o (n_q, head_dim). args.m, args.l, args.o and args.scratch are not touched.
 void attend(const AttendArgs& args, double* m, double* l, double* o);

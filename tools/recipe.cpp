@@ -103,7 +103,7 @@ std::vector<std::string> command_words(const std::string& recipe) {
 }  // namespace
 
 void add_synth_flags(Args& args, SynthFlags& flags) {
-  args.text("--arch", "NAME", "model family: " + known_architectures(), flags.arch);
+  args.text("--arch", "NAME", "model family: " + known_architectures(is_plain), flags.arch);
   args.text("--shape", "NAME|N=..", "llama-1b, opt-6.7b, .. or n_layer=..,n_embd=..,n_ff=..,n_head=..", flags.shape);
   args.text("--type", "TYPE", "weight type as of 'hotset quantize' (q4_0)", flags.type);
   args.flag("--pure", "one type throughout", flags.pure);
@@ -120,10 +120,10 @@ SynthSpec synth_spec(const std::string& where, const SynthFlags& flags) {
   spec.arch = flags.arch.empty() ? spec.shape.arch : flags.arch;
   if (spec.arch.empty())
     throw UsageError(
-        error_text(where, "no model family", "--arch, one of " + known_architectures(), "nothing", "add it"));
+        error_text(where, "no model family", "--arch, one of " + known_architectures(is_plain), "nothing", "add it"));
   if (!find_architecture(spec.arch)) {
     std::vector<std::string> known;
-    std::istringstream stream(known_architectures());
+    std::istringstream stream(known_architectures(is_plain));
     for (std::string name; stream >> name;) known.push_back(name.substr(0, name.find(',')));
     unknown(where, "model family", spec.arch, known);
   }

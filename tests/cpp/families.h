@@ -29,6 +29,7 @@ constexpr bool kFewPlans = false;
 struct Family {
   const char* arch;
   Activation activation;
+  bool is_other = false;  // of falcon two norms, of opt norms after
 };
 
 inline TinySpec spec_of(const Family& family, DType dtype) {
@@ -36,6 +37,11 @@ inline TinySpec spec_of(const Family& family, DType dtype) {
   widen_for(dtype, spec);
   if (!is_block_type(dtype)) spec.n_embd = 50, spec.n_ff = 101, spec.head_dim = 14;
   if (spec.arch != "opt") spec.n_rot = 6;
+  if (spec.activation == Activation::kFatRelu) spec.threshold = 0.2f;
+  if (spec.arch.starts_with("gemma")) spec.window = 5, spec.softcap = 4;  // what they have beside plain layers
+  if (spec.arch == "bamboo") spec.window = 6;
+  spec.own_ffn_norm = family.is_other && spec.arch == "falcon";
+  spec.norms_after = family.is_other && spec.arch == "opt";
   return spec;
 }
 

@@ -16,7 +16,14 @@ namespace hotset::test {
 
 inline constexpr Family kFamilies[] = {{"llama", Activation::kRelu},     {"llama", Activation::kSilu},
                                        {"llama", Activation::kDRelu},    {"arcee", Activation::kRelu2},
-                                       {"nemotron", Activation::kRelu2}, {"opt", Activation::kRelu}};
+                                       {"nemotron", Activation::kRelu2}, {"opt", Activation::kRelu},
+                                       // Layers of other kinds, whose differences are in no kernel of a weight type.
+                                       {"qwen3", Activation::kFatRelu},  {"gemma2", Activation::kGeluTanh},
+                                       {"gemma3", Activation::kRelu},    {"falcon", Activation::kRelu},
+                                       {"falcon", Activation::kRelu, true}, {"opt", Activation::kRelu, true}};
+
+// Whether a family's layers are plain; one weight type is enough for the others.
+inline bool is_plain_layer(const Family& family) { return &family < kFamilies + 6; }
 
 // Whatever a placement may say of a model whose units can be detected (or, dense, must not be).
 inline Placement random_placement(std::mt19937_64& random, const TinySpec& spec, bool is_dense) {

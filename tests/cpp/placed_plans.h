@@ -62,8 +62,8 @@ inline PlacedWeights place_weights(const Model& model, const Layers& layers, Pla
   for (size_t i = 0; i < layers.size(); ++i)
     out.layers.push_back(place_layer(w.layers[i], model.config().n_ff, layers[i]));
   out.head = head;
-  out.token_embd = w.token_embd, out.position_embd = w.position_embd;
-  out.output_norm = w.output_norm, out.output_norm_b = w.output_norm_b, out.output = w.output;
+  out.token_embd = w.token_embd, out.token_embd_proj = w.token_embd_proj, out.position_embd = w.position_embd;
+  out.head_weights = w.head;
   out.rope_freqs = w.rope_freqs;
   return out;
 }
@@ -118,12 +118,13 @@ inline std::string text_of(const Variant& variant) {
 }
 
 // Whether losing the step leaves a plan that computes something else without a sign: it changes a value in place.
-inline bool works_in_place(const Plan& plan, const Step& step) {
+inline bool works_in_place(const Step& step) {
   if (std::holds_alternative<op::Rope>(step.op) || std::holds_alternative<op::EmbedPosition>(step.op)) return true;
+  if (std::holds_alternative<op::HeadNorm>(step.op) || std::holds_alternative<op::SoftCap>(step.op)) return true;
   const auto* activate = std::get_if<op::Activate>(&step.op);
   if (activate && activate->up == activate->out) return true;
   const auto* norm = std::get_if<op::Norm>(&step.op);
-  return norm && norm->in == norm->out && plan.buffer(norm->in).rows == BufferRows::kOutput;
+  return norm && norm->in == norm->out;
 }
 
 // The plan without a flag's Signal and Wait, as if nobody had thought of it.

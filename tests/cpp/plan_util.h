@@ -23,6 +23,7 @@ inline std::vector<BufferId*> buffers_of(Op& any) {
     std::vector<BufferId*> operator()(op::Embed& o) { return {&o.out}; }
     std::vector<BufferId*> operator()(op::EmbedPosition& o) { return {&o.x}; }
     std::vector<BufferId*> operator()(op::Norm& o) { return {&o.in, &o.out}; }
+    std::vector<BufferId*> operator()(op::HeadNorm& o) { return {&o.x}; }
     std::vector<BufferId*> operator()(op::MatMul& o) { return {&o.in, &o.out}; }
     std::vector<BufferId*> operator()(op::RopeAngles& o) { return {&o.out}; }
     std::vector<BufferId*> operator()(op::Rope& o) { return {&o.angles, &o.x}; }
@@ -46,6 +47,7 @@ inline std::vector<BufferId*> buffers_of(Op& any) {
     std::vector<BufferId*> operator()(op::Observe& o) { return {&o.in, &o.detected, &o.h}; }
     std::vector<BufferId*> operator()(op::MergeSums& o) { return {&o.a, &o.b, &o.out}; }
     std::vector<BufferId*> operator()(op::Add& o) { return {&o.a, &o.b, &o.out}; }
+    std::vector<BufferId*> operator()(op::SoftCap& o) { return {&o.x}; }
     std::vector<BufferId*> operator()(op::SelectRows& o) { return {&o.in, &o.out}; }
     std::vector<BufferId*> operator()(op::Copy& o) { return {&o.from, &o.to}; }
     std::vector<BufferId*> operator()(op::Fetch&) { return {}; }

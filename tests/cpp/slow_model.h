@@ -28,10 +28,16 @@ class SlowModel {
   // `name`.weight times x plus `name`.bias.
   Vector linear(const std::string& name, const Vector& x) const;
   Vector norm(const std::string& name, const Vector& x) const;
-  void rope(Vector& x, int64_t n_head, int64_t position) const;
+  // RMSNorm of each head.
+  void norm_heads(const std::string& name, Vector& x) const;
+  void rope(Vector& x, int64_t n_head, int64_t position, bool is_local) const;
+  double frequency(int64_t pair, bool is_local) const;
   Vector attend(int64_t layer, const Vector& q) const;
   double activated(double x) const;
   Vector feed_forward(int64_t layer, const Vector& x) const;
+  // x after a layer.
+  void run_layer(int64_t layer, int64_t position, Vector& x);
+  std::vector<Vector> queries_keys_values(const std::string& prefix, const Vector& in) const;
 
   ModelConfig config_;
   bool tied_;

@@ -144,6 +144,25 @@ TEST_CASE("engine: the same in contexts longer than a chunk of attention") {
   CHECK(worst_nmse(load_tiny({.n_layer = 1, .seed = 7}), {.n_threads = 2}, random_tokens(9, 530, 270)) <= 1e-10);
 }
 
+TEST_CASE("engine: windows shorter and longer than a chunk of attention, in contexts of several") {
+  for (const int64_t window : {1, 40, 256, 300}) {
+    CAPTURE(window);
+    const auto model = load_tiny({.n_layer = 1, .n_embd = 24, .n_ff = 20, .head_dim = 6, .window = window, .seed = 9});
+    const Ids ids = random_tokens(8, 600, 270);
+    const Logits expected = all_logits(model, {.n_threads = 1, .kv_type = "f32", .isa = "generic"}, ids);
+    SlowModel slow(*model);
+    double worst = 0;
+    for (size_t i = 0; i < ids.size(); ++i) {
+      const std::vector<double> logits = slow.step(ids[i]);
+      worst = std::max(worst, nmse(std::span(expected).subspan(i * logits.size(), logits.size()), logits));
+    }
+    CHECK(worst <= 1e-10);
+    CHECK(all_logits(model, {.n_threads = 3, .n_batch = 37, .kv_type = "f32"}, ids) == expected);
+    CHECK(all_logits(model, {.n_threads = 2, .n_batch = 300, .kv_type = "f32"}, ids) == expected);
+    CHECK(all_logits(Engine::create(model, {.n_threads = 2, .kv_type = "f32"}), ids, 1) == expected);
+  }
+}
+
 TEST_CASE("engine: a KV cache of blocks gives the same bits on every way to the same tokens") {
   for (const int64_t head_dim : {32, 96}) {
     CAPTURE(head_dim);

@@ -133,7 +133,7 @@ TEST_CASE("hybrid predict, hybrid observe: plans are right, and lint misses ever
     for_all_plans(exact, [&](const Plan& plan) {
       CHECK(lint(plan).empty());
       for (size_t i = 0; i < plan.steps.size(); ++i)
-        if (lint(without_step(plan, i)).empty() != works_in_place(plan, plan.steps[i]))
+        if (lint(without_step(plan, i)).empty() != works_in_place(plan.steps[i]))
           FAIL_CHECK("step ", i, ": ", dump_of(plan, i));
       for (size_t i = 0; i < plan.flags.size(); ++i)
         if (lint(without_flag(plan, static_cast<int32_t>(i))).empty()) FAIL_CHECK("flag ", plan.flags[i]);

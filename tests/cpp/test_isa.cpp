@@ -16,6 +16,7 @@ namespace {
 bool is_complete(const Kernels& k) {
   bool complete = k.quantize_activation && k.gemm_scratch_bytes && k.float_gemm_scratch_bytes && k.f32_to_f16_row &&
                   k.rms_norm && k.layer_norm && k.rope && k.silu_mul && k.relu_mul && k.silu && k.relu &&
+                  k.gelu && k.gelu_tanh && k.fat_relu && k.mul && k.scale && k.soft_cap &&
                   k.select_units && k.add && k.attend_chunk && k.attend_scratch_bytes;
   for (int type = 0; type < kNWeightTypes; ++type)
     complete = complete && k.dot_rows[type] && k.gemm[type] && k.row_sum[type] && k.dequantize_row[type];

@@ -167,7 +167,32 @@ TEST_CASE("config: rope scalings") {
   CHECK(old_spelling.rope_scale == 2);
   CHECK(config_of(set_float("rope.scale_linear", 1)).rope_scale == 1);
   CHECK(config_of([](GgufWriter& w) { w.set_text("llama.rope.scaling.type", "none"); }).rope_scale == 1);
-  for (const char* type : {"yarn", "longrope", "", "LINEAR"})
+  const ModelConfig yarn = config_of([](GgufWriter& w) {
+    w.set_text("llama.rope.scaling.type", "yarn");
+    w.set_f32("llama.rope.scaling.factor", 4);
+    w.set_u32("llama.rope.scaling.original_context_length", 256);
+    w.set_f32("llama.rope.scaling.yarn_beta_fast", 16);
+    w.set_f32("llama.rope.scaling.attn_factor", 2);
+  });
+  CHECK(yarn.rope_scale == 1);
+  CHECK(yarn.yarn.factor == 4);
+  CHECK(yarn.yarn.n_ctx_original == 256);
+  CHECK(yarn.yarn.beta_fast == 16);
+  CHECK(yarn.yarn.beta_slow == 1);
+  CHECK(yarn.yarn.attention_factor == 2);
+  const auto yarn_with = [](const std::string& key, float value) {
+    return [=](GgufWriter& w) {
+      w.set_text("llama.rope.scaling.type", "yarn");
+      w.set_f32("llama.rope.scaling.factor", 4);
+      w.set_f32("llama.rope.scaling." + key, value);
+    };
+  };
+  check_malformed("rope.scaling.factor", yarn_with("factor", 0.5f));
+  check_malformed("rope.scaling.factor", yarn_with("factor", std::nanf("")));
+  check_malformed("yarn_beta_slow", yarn_with("yarn_beta_slow", 32));
+  check_unsupported("yarn_ext_factor", yarn_with("yarn_ext_factor", 0.5f));
+  check_unsupported("yarn_log_multiplier", yarn_with("yarn_log_multiplier", 0.1f));
+  for (const char* type : {"longrope", "", "LINEAR"})
     check_unsupported("rope.scaling.type", [&](GgufWriter& w) { w.set_text("llama.rope.scaling.type", type); });
   check_malformed("rope.scaling.factor", [](GgufWriter& w) { w.set_text("llama.rope.scaling.type", "linear"); });
   for (const float bad : {0.0f, -1.0f, std::nanf("")})
@@ -185,10 +210,75 @@ TEST_CASE("config: the activation is the file's, or the one chosen") {
   CHECK(config_of(says("silu"), "relu").activation == Activation::kRelu);
   CHECK(config_of(says("gelu"), "relu").activation == Activation::kRelu);
   CHECK(config_of([](GgufWriter& w) { w.erase("llama.hidden_activation"); }, "relu").activation_stated);
-  check_unsupported("hidden_activation", says("gelu"));
+  CHECK(config_of(says("gelu")).activation == Activation::kGelu);
+  check_unsupported("hidden_activation", says("gelu_fast"));
   check_unsupported("hidden_activation", says(""));
   check_malformed("hidden_activation", set("hidden_activation", 1));
   CHECK_THROWS_AS(config_of(says("silu"), "swish"), std::invalid_argument);
+}
+
+TEST_CASE("config: FATReLU needs a threshold, in the file or as chosen") {
+  const auto fatrelu = [](float threshold) {
+    return [=](GgufWriter& w) {
+      w.set_text("llama.hidden_activation", "fatrelu");
+      w.set_f32("llama.hidden_activation_threshold", threshold);
+    };
+  };
+  CHECK(config_of(fatrelu(0.01f)).activation_threshold == 0.01f);
+  CHECK(config_of(fatrelu(0.01f), "fatrelu").activation_threshold == 0.01f);
+  CHECK(config_of(fatrelu(0.01f), "fatrelu:0.5").activation_threshold == 0.5f);
+  CHECK(config_of(fatrelu(0.01f), "relu").activation_threshold == 0);
+  for (const float bad : {-1.0f, std::nanf(""), INFINITY}) check_malformed("hidden_activation_threshold", fatrelu(bad));
+  check_malformed("hidden_activation_threshold",
+                  [](GgufWriter& w) { w.set_text("llama.hidden_activation", "fatrelu"); });
+  for (const char* bad : {"fatrelu:", "fatrelu:x", "fatrelu:-1", "fatrelu:nan", "fatrelu:1 ", "relu:1"})
+    CHECK_THROWS_AS(config_of(fatrelu(0.01f), bad), std::invalid_argument);
+}
+
+TEST_CASE("config: windows, of all layers, of every n-th not, or as a file lists them") {
+  const auto of_family = [](const std::string& arch, auto change) {
+    GgufWriter w = tiny_writer({.arch = arch, .n_layer = 7, .window = 9, .softcap = 30});
+    change(w);
+    const ParsedBytes file = parse_bytes(w.bytes());
+    return read_model_config(*file.file, "");
+  };
+  using Windows = std::vector<int64_t>;
+  const auto as_is = [](GgufWriter&) {};
+  CHECK(of_family("llama", as_is).windows == Windows(7, 9));
+  CHECK(of_family("gemma2", as_is).windows == Windows{9, 0, 9, 0, 9, 0, 9});
+  CHECK(of_family("gemma3", as_is).windows == Windows{9, 9, 9, 9, 9, 0, 9});
+  const std::string key = "gemma3.attention.sliding_window_pattern";
+  CHECK(of_family("gemma3", [&](GgufWriter& w) { w.set_u32(key, 3); }).windows == Windows{9, 9, 0, 9, 9, 0, 9});
+  const std::vector<uint8_t> listed{0, 1, 1, 0, 0, 0, 1};
+  CHECK(of_family("gemma3", [&](GgufWriter& w) { w.set_array(key, GgufType::kBool, listed); }).windows ==
+        Windows{0, 9, 9, 0, 0, 0, 9});
+  const std::vector<uint8_t> short_list{0, 1};
+  CHECK_THROWS_AS(of_family("gemma3", [&](GgufWriter& w) { w.set_array(key, GgufType::kBool, short_list); }),
+                  ModelFormatError);
+  CHECK(of_family("gemma3", [&](GgufWriter& w) { w.erase("gemma3.attention.sliding_window"); }).windows ==
+        Windows(7, 0));
+}
+
+TEST_CASE("config: scales of scores, logits and embeddings") {
+  const auto of = [](const TinySpec& spec) {
+    const ParsedBytes file = parse_bytes(tiny_writer(spec).bytes());
+    return read_model_config(*file.file, "");
+  };
+  const ModelConfig plain = of({});
+  CHECK(plain.attention_scale == 0.25f);
+  CHECK(plain.embedding_scale == 1);
+  CHECK(plain.attention_softcap == 0);
+  CHECK(plain.logit_softcap == 0);
+  const ModelConfig gemma = of({.arch = "gemma2", .n_embd = 144, .softcap = 30});
+  CHECK(gemma.attention_scale == 0.25f);
+  CHECK(gemma.embedding_scale == 12);
+  CHECK(gemma.attention_softcap == 30);
+  CHECK(gemma.logit_softcap == 30);
+  CHECK(gemma.rope_freq_base_local == 0);
+  CHECK(of({.arch = "gemma3"}).rope_freq_base_local == 10000);
+  // The largest gemma2 scales by n_embd / n_head.
+  CHECK(of({.arch = "gemma2", .n_layer = 46, .n_embd = 144, .n_head = 4}).attention_scale == doctest::Approx(1.0 / 6));
+  CHECK(config_of(set_float("attention.scale", 0.5f)).attention_scale == 0.5f);
 }
 
 TEST_CASE("config: unknown families and experts are unsupported, no family is malformed") {
@@ -215,7 +305,7 @@ TEST_CASE("weights: all are found, counted and measured") {
     const int64_t n_vocab = model->config().n_vocab;
     CHECK(n_vocab == model->tokenizer().n_vocab());
     CHECK(w.tied == tied);
-    CHECK(w.output.view.data == (tied ? w.token_embd.view.data : w.output.view.data));
+    CHECK((w.head.output.view.data == w.token_embd.view.data) == tied);
     CHECK(w.all_f32);
     const int64_t per_layer = 2 * 32 + 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64;
     CHECK(w.n_params == static_cast<uint64_t>(2 * per_layer + 32 + (tied ? 1 : 2) * 32 * n_vocab));

@@ -104,7 +104,7 @@ TEST_CASE("stream: every step and flag of every plan is needed") {
     CHECK(lint(plan).empty());
     for (size_t i = 0; i < plan.steps.size(); ++i) {
       n_fetches += std::holds_alternative<op::Fetch>(plan.steps[i].op);
-      if (lint(without_step(plan, i)).empty() != works_in_place(plan, plan.steps[i]))
+      if (lint(without_step(plan, i)).empty() != works_in_place(plan.steps[i]))
         FAIL_CHECK("step ", i, ": ", dump_of(plan, i));
     }
     for (size_t i = 0; i < plan.flags.size(); ++i)

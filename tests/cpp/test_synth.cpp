@@ -56,7 +56,7 @@ std::string synth_bytes(const SynthSpec& spec, int32_t n_threads) {
 
 std::vector<std::string> families() {
   std::vector<std::string> out;
-  std::istringstream names(known_architectures());
+  std::istringstream names(known_architectures(is_plain));
   for (std::string name; names >> name;) out.push_back(name.substr(0, name.find(',')));
   return out;
 }
@@ -271,7 +271,9 @@ TEST_CASE("synth: impossible specifications are refused") {
   CHECK_NOTHROW(plan_synth(tiny_spec("llama", "q4_0")));
   refused([](SynthSpec& spec) { spec.arch = "lama"; });
   refused([](SynthSpec& spec) { spec.type = "q3"; });
-  refused([](SynthSpec& spec) { spec.activation = "gelu"; });
+  refused([](SynthSpec& spec) { spec.activation = "gelu_fast"; });
+  refused([](SynthSpec& spec) { spec.activation = "fatrelu"; });
+  for (const char* arch : {"qwen3", "gemma2", "falcon"}) refused([=](SynthSpec& spec) { spec.arch = arch; });
   refused([](SynthSpec& spec) { spec.arch = "arcee", spec.activation = "drelu"; });
   refused([](SynthSpec& spec) { spec.sparsity = 0; });
   refused([](SynthSpec& spec) { spec.sparsity = 1; });

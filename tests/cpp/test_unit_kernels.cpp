@@ -10,6 +10,8 @@
 namespace hotset::cpu::test {
 namespace {
 
+float soft_cap_of(float cap, float x) { return cap * tanh_vec(x / cap); }
+
 TEST_CASE("layer_norm, also in place and without a bias") {
   Random random(21);
   INFO("seed " << random.seed());
@@ -67,6 +69,65 @@ TEST_CASE("silu and relu of one operand, also in place") {
   }
 }
 
+TEST_CASE("gelu, its approximation and soft caps are close to the definition, and keep to it at the ends") {
+  double worst_gelu = 0.0, worst_tanh = 0.0, worst_cap = 0.0;
+  for (int i = 0; i <= 400'000; ++i) {
+    const float x = -12.0f + 24.0f * static_cast<float>(i) / 4e5f;
+    // Below 2^-20 of the value, or of what is subtracted from x; in the tails the exponent's rounding counts x^2 times.
+    const double wanted = reference::gelu(x), size = std::fabs(wanted) * (1.0 + 0.5 * x * x);
+    worst_gelu = std::max(worst_gelu, std::fabs(gelu_vec(x) - wanted) / std::max(size, 1e-30));
+    const double near = reference::gelu_tanh(x), near_size = std::fabs(near) * (1.0 + x * x);
+    worst_tanh = std::max(worst_tanh, std::fabs(gelu_tanh_vec(x) - near) / std::max(near_size, 1e-30));
+    worst_cap = std::max(worst_cap, std::fabs(soft_cap_of(30.0f, 10.0f * x) - reference::soft_cap(10.0 * x, 30.0)));
+  }
+  MESSAGE("gelu " << worst_gelu << ", by tanh " << worst_tanh << ", soft cap of 30 " << worst_cap);
+  CHECK(worst_gelu <= 0x1p-20);
+  CHECK(worst_tanh <= 0x1p-20);
+  CHECK(worst_cap <= 30 * 0x1p-21);
+  CHECK(gelu_vec(INFINITY) == INFINITY);
+  CHECK(gelu_vec(-INFINITY) == 0.0f);
+  CHECK(gelu_vec(1e30f) == 1e30f);
+  CHECK(gelu_vec(-1e30f) == 0.0f);
+  CHECK(gelu_vec(0.0f) == 0.0f);
+  CHECK(std::isnan(gelu_vec(NAN)));
+  CHECK(gelu_tanh_vec(1e30f) == 1e30f);
+  CHECK(gelu_tanh_vec(-1e30f) == 0.0f);
+  CHECK(std::isnan(gelu_tanh_vec(NAN)));
+}
+
+TEST_CASE("gelu, fat_relu, mul, scale and soft_cap, also in place") {
+  Random random(25);
+  INFO("seed " << random.seed());
+  for (int64_t n : {0, 1, 15, 17, 300}) {
+    Guarded<float> x(n), y(n);
+    random.fill(y.data(), n);
+    for (int64_t i = 0; i < n; ++i) x[i] = i % 2 ? any_float(random) : 10.0f * random.uniform();
+    for (const Kernels& k : float_tables()) {
+      INFO(name(k) << " n " << n);
+      int64_t wrong = 0;
+      const auto check = [&](auto run, auto expected) {
+        Guarded<float> h(n);
+        run(x.data(), h.data());
+        for (int64_t i = 0; i < n; ++i) wrong += !same(h[i], expected(i));
+        std::copy_n(x.data(), n, h.data());
+        run(h.data(), h.data());
+        for (int64_t i = 0; i < n; ++i) wrong += !same(h[i], expected(i));
+      };
+      check([&](const float* from, float* to) { k.gelu(from, n, to); }, [&](int64_t i) { return gelu_vec(x[i]); });
+      check([&](const float* from, float* to) { k.gelu_tanh(from, n, to); },
+            [&](int64_t i) { return gelu_tanh_vec(x[i]); });
+      check([&](const float* from, float* to) { k.fat_relu(from, 0.01f, n, to); },
+            [&](int64_t i) { return x[i] > 0.0f ? x[i] + 0.01f : 0.0f; });
+      check([&](const float* from, float* to) { k.mul(from, y.data(), n, to); },
+            [&](int64_t i) { return x[i] * y[i]; });
+      check([&](const float* from, float* to) { k.scale(from, 3.7f, n, to); }, [&](int64_t i) { return x[i] * 3.7f; });
+      check([&](const float* from, float* to) { k.soft_cap(from, 2.5f, n, to); },
+            [&](int64_t i) { return soft_cap_of(2.5f, x[i]); });
+      CHECK(wrong == 0);
+    }
+  }
+}
+
 TEST_CASE("select_units lists what is not <= 0, NaN included, in order") {
   Random random(23);
   INFO("seed " << random.seed());
@@ -96,7 +157,9 @@ TEST_CASE("activate: every activation, with a gate and without, onto either oper
     Guarded<float> gate(n), up(n);
     random.fill(gate.data(), n);
     random.fill(up.data(), n);
-    for (const Activation activation : {Activation::kSilu, Activation::kRelu, Activation::kRelu2, Activation::kDRelu})
+    constexpr float kThreshold = 0.25f;
+    for (const Activation activation : {Activation::kSilu, Activation::kRelu, Activation::kRelu2, Activation::kDRelu,
+                                        Activation::kFatRelu, Activation::kGelu, Activation::kGeluTanh})
       for (const bool gated : {true, false}) {
         if (activation == Activation::kDRelu && !gated) continue;
         for (const Kernels& k : float_tables())
@@ -106,11 +169,15 @@ TEST_CASE("activate: every activation, with a gate and without, onto either oper
             std::copy_n(gate.data(), n, g.data());
             std::copy_n(up.data(), n, u.data());
             float* const h = onto_gate && gated ? g.data() : u.data();
-            activate(k, activation, gated ? g.data() : nullptr, u.data(), n, h);
+            const ActivationRule rule{activation, activation == Activation::kFatRelu ? kThreshold : 0};
+            activate(k, rule, gated ? g.data() : nullptr, u.data(), n, h);
             int64_t wrong = 0;
             for (int64_t i = 0; i < n; ++i) {
               const float x = gated ? gate[i] : up[i];
               float a = activation == Activation::kSilu ? silu_vec(x) : relu(x);
+              if (activation == Activation::kGelu) a = gelu_vec(x);
+              if (activation == Activation::kGeluTanh) a = gelu_tanh_vec(x);
+              if (activation == Activation::kFatRelu) a = x > 0.0f ? x + kThreshold : 0.0f;
               if (activation == Activation::kRelu2) a = gated ? relu(relu(x) * x) : relu(x) * x;  // zeros differ in sign
               const float u_value = activation == Activation::kDRelu ? relu(up[i]) : up[i];
               wrong += !same(h[i], gated ? a * u_value : a);

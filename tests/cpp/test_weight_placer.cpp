@@ -98,7 +98,8 @@ TEST_CASE("weight placer: every row is where the placement wants it") {
           check_layer(got.layers[i], rows->weights().layers[i], order.empty() ? in_order : order[i]);
           if (order.empty()) CHECK_FALSE(placed.can_exchange(i));  // gate and up rows are the file's
         }
-        check_whole(got.output, model->weights().output), check_whole(got.output_norm, model->weights().output_norm);
+        check_whole(got.head_weights.output, model->weights().head.output);
+        check_whole(got.head_weights.norm, model->weights().head.norm);
         check_whole(got.token_embd, model->weights().token_embd);
       }
 }

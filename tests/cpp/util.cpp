@@ -158,6 +158,12 @@ void add_config(GgufWriter& out, const TinySpec& spec) {
   const bool is_rms = find_architecture(spec.arch)->norm == NormKind::kRms;
   out.set_f32(spec.arch + (is_rms ? ".attention.layer_norm_rms_epsilon" : ".attention.layer_norm_epsilon"), 1e-5f);
   out.set_text(spec.arch + ".hidden_activation", activation_name(spec.activation));
+  if (spec.activation == Activation::kFatRelu)
+    out.set_f32(spec.arch + ".hidden_activation_threshold", spec.threshold);
+  if (spec.window > 0) number("attention.sliding_window", spec.window);
+  if (spec.softcap > 0)
+    for (const char* key : {".attn_logit_softcapping", ".final_logit_softcapping"})
+      out.set_f32(spec.arch + key, spec.softcap);
   if (spec.linear_scale != 1) {
     out.set_text(spec.arch + ".rope.scaling.type", "linear");
     out.set_f32(spec.arch + ".rope.scaling.factor", spec.linear_scale);
@@ -237,20 +243,33 @@ GgufWriter tiny_writer(const TinySpec& spec) {
     matrix(name + ".weight", n_in, n_out);
     if (spec.biases) vector(name + ".bias", n_out, 0);
   };
-  matrix("token_embd.weight", spec.n_embd, n_vocab);
+  const int64_t n_embd_in = spec.norms_after ? spec.n_ff : spec.n_embd;  // whole blocks of every type
+  matrix("token_embd.weight", n_embd_in, n_vocab);
+  if (spec.norms_after) matrix("token_embd_proj.weight", n_embd_in, spec.n_embd);
+  if (spec.norms_after) matrix("output_proj.weight", spec.n_embd, n_embd_in);
   if (arch.positions == Positions::kLearned) matrix("position_embd.weight", spec.n_embd, spec.n_ctx);
-  norm("output_norm");
-  if (!spec.tied) matrix("output.weight", spec.n_embd, n_vocab);
+  if (!spec.norms_after) norm("output_norm");
+  if (!spec.tied) matrix("output.weight", n_embd_in, n_vocab);
   if (spec.rope_freqs) vector("rope_freqs.weight", (spec.n_rot > 0 ? spec.n_rot : spec.head_dim) / 2, 2);
   for (int64_t layer = 0; layer < spec.n_layer; ++layer) {
     const std::string prefix = "blk." + std::to_string(layer) + ".";
     const int64_t n_q = spec.n_head * spec.head_dim, n_kv = spec.n_head_kv * spec.head_dim;
-    norm(prefix + "attn_norm");
-    linear(prefix + "attn_q", spec.n_embd, n_q);
-    linear(prefix + "attn_k", spec.n_embd, n_kv);
-    linear(prefix + "attn_v", spec.n_embd, n_kv);
+    norm(prefix + (spec.norms_after ? "attn_output_norm" : "attn_norm"));
+    if (arch.is_parallel && spec.own_ffn_norm) norm(prefix + "attn_norm_2");
+    if (arch.has_fused_qkv) {
+      linear(prefix + "attn_qkv", spec.n_embd, n_q + 2 * n_kv);
+    } else {
+      linear(prefix + "attn_q", spec.n_embd, n_q);
+      linear(prefix + "attn_k", spec.n_embd, n_kv);
+      linear(prefix + "attn_v", spec.n_embd, n_kv);
+    }
     linear(prefix + "attn_output", n_q, spec.n_embd);
-    norm(prefix + "ffn_norm");
+    if (!arch.is_parallel) norm(prefix + (spec.norms_after ? "layer_output_norm" : "ffn_norm"));
+    if (arch.has_head_norms)
+      for (const char* name : {"attn_q_norm.weight", "attn_k_norm.weight"}) vector(prefix + name, spec.head_dim, 1);
+    if (arch.has_post_norms)
+      for (const char* name : {"post_attention_norm.weight", "post_ffw_norm.weight"})
+        vector(prefix + name, spec.n_embd, 1);
     if (arch.gated) linear(prefix + "ffn_gate", spec.n_embd, spec.n_ff);
     linear(prefix + "ffn_up", spec.n_embd, spec.n_ff);
     if (spec.neuron_major)

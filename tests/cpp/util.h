@@ -101,6 +101,11 @@ struct TinySpec {
   bool biases = false;  // of every matrix that may have one; LayerNorms have theirs anyway
   bool rope_freqs = false;
   float linear_scale = 1;
+  int64_t window = 0;
+  float softcap = 0;  // of scores and logits
+  float threshold = 0;       // of Activation::kFatRelu
+  bool own_ffn_norm = false;  // parallel families only
+  bool norms_after = false;   // opt only, with an embedding of another width
   uint64_t seed = 1;
 };
 
