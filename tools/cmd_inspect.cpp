@@ -92,7 +92,8 @@ std::string json_report(const Inspection& inspection) {
 }  // namespace
 
 int cmd_inspect(const Words& words) {
-  Args args("inspect", "Shows metadata, tensors and sizes of a GGUF file, and whether and how it will run.");
+  Args args("inspect",
+            "Shows metadata, tensors and sizes of a GGUF file, and whether and how it will run (exit 1: it will not).");
   ModelFlags flags;
   bool as_json = false;
   args.positional("[FILE]", "same as -m FILE", flags.path);
@@ -102,7 +103,7 @@ int cmd_inspect(const Words& words) {
 
   const Inspection inspection = inspect(model_path(flags));
   write_stdout(as_json ? json_report(inspection) : text_report(inspection));
-  return kExitDone;
+  return inspection.runs ? kExitDone : kExitFailed;
 }
 
 }  // namespace hotset::cli

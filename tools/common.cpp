@@ -70,7 +70,8 @@ void add_vocabulary_flags(Args& args, ModelFlags& flags) {
 
 void add_model_flags(Args& args, ModelFlags& flags) {
   add_vocabulary_flags(args, flags);
-  args.choice("--activation", "silu|relu|relu2|drelu", "FFN activation, for files that do not say", flags.activation);
+  args.text("--activation", "silu|relu|relu2|drelu|fatrelu:T|gelu|gelu_tanh",
+            "FFN activation, for files that do not say", flags.activation);
   args.flag("-v,--verbose", "show what the library reports", flags.verbose);
 }
 

@@ -62,7 +62,8 @@ class Model:
         kv_place: where the KV cache lives: "auto" | "device" | "host".
         adapt: whether hot and cold units change places while generating, in mode "exact" with an accelerator; None =
             yes, but rows of a file whose units lie hottest first already stay in its mapping, and there they cannot.
-        activation: "silu" | "relu" | "relu2" | "drelu", for files that do not say; None = as the file says.
+        activation: "silu" | "relu" | "relu2" | "drelu" | "fatrelu:0.01" (with its threshold) | "gelu" | "gelu_tanh", for
+            files that do not say; None = as the file says.
         verbose: print what happens to stderr. Warnings go to the logger "hotset" in any case.
 
     Raises:

@@ -249,7 +249,7 @@ def test_inspect_tells_what_runs(hotset, demo_model, shared):
     text = hotset("inspect", str(demo_model))
     assert text.returncode == 0 and b"runs      yes" in text.stdout and b"token_embd.weight" in text.stdout
     vocabulary = hotset("inspect", "-m", str(shared / "vocabs" / "ggml-vocab-gpt-2.gguf"), "--json")
-    assert vocabulary.returncode == 0
+    assert vocabulary.returncode == 1
     assert json.loads(vocabulary.stdout)["runs"] is False
 
 
