@@ -26,8 +26,33 @@ def make_network(config: dict[str, Any]) -> Any:
 
     # A copy, because transformers writes into nested objects.
     settings = copy.deepcopy({name: value for name, value in config.items() if name != "architectures"})
+    architecture, rule = config["architectures"][0], settings.get("hidden_act")
+    if architecture == "BambooForCausalLM":  # PowerInfer's: Mistral but for the FFN; transformers has another one
+        architecture, rule = "MistralForCausalLM", "drelu"
+        settings.update(model_type="mistral", sliding_window=None)
+    if rule == "fatrelu":
+        settings["hidden_act"] = "relu"
     kind = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
-    return getattr(transformers, config["architectures"][0])(kind).eval()
+    network = getattr(transformers, architecture)(kind).eval()
+    change_activation(network, rule, config.get("hidden_act_param"))
+    return network
+
+
+def change_activation(network: Any, rule: str | None, threshold: float | None) -> None:
+    """Gives a network the activations that transformers does not have."""
+    import torch
+
+    if rule == "fatrelu":
+
+        class FatRelu(torch.nn.Module):
+            def forward(self, x: Any) -> Any:
+                return torch.where(x > threshold, x, torch.zeros_like(x))
+
+        for layer in network.model.layers:
+            layer.mlp.act_fn = FatRelu()
+    if rule == "drelu":  # max(gate, 0) * max(up, 0)
+        for layer in network.model.layers:
+            layer.mlp.up_proj.register_forward_hook(lambda module, inputs, output: torch.relu(output))
 
 
 def transformers_logits(config: dict[str, Any], weights: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray:

@@ -31,6 +31,31 @@ OPT = {
     "intermediate_size": None, "ffn_dim": 96, "num_key_value_heads": None, "rms_norm_eps": None, "rope_theta": None,
     "tie_word_embeddings": None, "do_layer_norm_before": True, "enable_bias": True, "word_embed_proj_dim": 64,
 }  # fmt: skip
+QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16}
+MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+# PowerInfer's, not the one that transformers calls so.
+BAMBOO = {"architectures": ["BambooForCausalLM"], "model_type": "bamboo", "hidden_act": "relu"}
+GEMMA2 = {
+    "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "hidden_act": None, "head_dim": 16,
+    "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, "query_pre_attn_scalar": 24,
+    "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "sliding_window": 9,
+}  # fmt: skip
+GEMMA3 = {
+    "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "hidden_act": None, "head_dim": 16,
+    "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, "query_pre_attn_scalar": 16,
+    "sliding_window": 9, "rope_theta": None,
+}  # fmt: skip
+JAIS2 = {
+    "architectures": ["Jais2ForCausalLM"], "model_type": "jais2", "hidden_act": "relu2", "rms_norm_eps": None,
+    "layer_norm_eps": 1e-5, "attention_bias": True, "mlp_bias": True,
+}  # fmt: skip
+FALCON = {
+    "architectures": ["FalconForCausalLM"], "model_type": "falcon", "hidden_act": None, "activation": "gelu",
+    "intermediate_size": None, "ffn_hidden_size": 96, "num_key_value_heads": None, "num_kv_heads": 4,
+    "rms_norm_eps": None, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True, "multi_query": True,
+    "parallel_attn": True, "new_decoder_architecture": False, "bias": False, "alibi": False,
+}  # fmt: skip
 LLAMA3_SCALING = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
@@ -68,6 +93,13 @@ def names_of(config: dict[str, Any]) -> dict[str, str]:
             "out": "self_attn.out_proj", "ffn_norm": "final_layer_norm", "up": "fc1", "down": "fc2",
             "norm": "model.decoder.final_layer_norm",
         }  # fmt: skip
+    if config["model_type"] == "falcon":
+        has_two = config["new_decoder_architecture"]
+        return {
+            "embd": "transformer.word_embeddings", "layers": "transformer.h", "out": "self_attention.dense",
+            "attn_norm": "ln_attn" if has_two else "input_layernorm", "ffn_norm": "ln_mlp" if has_two else None,
+            "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h", "norm": "transformer.ln_f",
+        }  # fmt: skip
     return {
         "embd": "model.embed_tokens", "layers": "model.layers", "attn_norm": "input_layernorm",
         "out": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm", "up": "mlp.up_proj",
@@ -81,9 +113,15 @@ def random_weights(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     kind, names = config["model_type"], names_of(config)
     n_embd, n_head = config["hidden_size"], config["num_attention_heads"]
-    n_ff = config["ffn_dim" if kind == "opt" else "intermediate_size"]
-    n_q = n_head * (config.get("head_dim") or n_embd // n_head)
-    n_kv = n_q // n_head * config.get("num_key_value_heads", n_head)
+    n_ff = config[{"opt": "ffn_dim", "falcon": "ffn_hidden_size"}.get(kind, "intermediate_size")]
+    head_dim = config.get("head_dim") or n_embd // n_head
+    n_head_kv = config.get("num_key_value_heads", n_head)
+    if kind == "falcon":
+        n_head_kv = config["num_kv_heads"] if config["new_decoder_architecture"] or not config["multi_query"] else 1
+    n_q, n_kv = n_head * head_dim, n_head_kv * head_dim
+    is_gated = kind in ("llama", "mistral", "bamboo", "qwen2", "qwen3", "gemma2", "gemma3_text")
+    has_norm_biases = kind in ("nemotron", "opt", "falcon", "jais2")
+    is_less_one = kind in ("nemotron", "gemma2", "gemma3_text")
     weights = {}
 
     def matrix(name: str, rows: int, columns: int, bias: bool = False) -> None:
@@ -93,30 +131,45 @@ def random_weights(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
         if bias:
             weights[f"{name}.bias"] = (rng.integers(-64, 64, rows) / 256.0).astype("f4")
 
-    def norm(name: str) -> None:
-        weights[f"{name}.weight"] = (rng.integers(64, 192, n_embd) / 128.0 - (kind == "nemotron")).astype("f4")
-        if kind in ("nemotron", "opt"):
-            weights[f"{name}.bias"] = (rng.integers(-64, 64, n_embd) / 256.0).astype("f4")
+    def norm(name: str, size: int = n_embd) -> None:
+        weights[f"{name}.weight"] = (rng.integers(64, 192, size) / 128.0 - is_less_one).astype("f4")
+        if has_norm_biases:
+            weights[f"{name}.bias"] = (rng.integers(-64, 64, size) / 256.0).astype("f4")
 
-    matrix(names["embd"], config["vocab_size"], n_embd)
+    n_embd_in = config.get("word_embed_proj_dim") or n_embd
+    matrix(names["embd"], config["vocab_size"], n_embd_in)
+    if n_embd_in != n_embd:
+        matrix("model.decoder.project_in", n_embd, n_embd_in)
+        matrix("model.decoder.project_out", n_embd_in, n_embd)
     if kind == "opt":
         matrix("model.decoder.embed_positions", config["max_position_embeddings"] + 2, n_embd)
-    has_attention_biases = config.get("enable_bias", config.get("attention_bias", False))
-    has_mlp_biases = config.get("enable_bias", config.get("mlp_bias", False))
+    has_biases = config.get("enable_bias", config.get("bias", False))
+    has_attention_biases, has_mlp_biases = config.get("attention_bias", has_biases), config.get("mlp_bias", has_biases)
     for layer in range(config["num_hidden_layers"]):
         name = f"{names['layers']}.{layer}."
-        for projection, rows in (("q", n_q), ("k", n_kv), ("v", n_kv)):
-            matrix(f"{name}self_attn.{projection}_proj", rows, n_embd, has_attention_biases)
+        if kind == "falcon":
+            matrix(f"{name}self_attention.query_key_value", n_q + 2 * n_kv, n_embd, has_attention_biases)
+        else:
+            for projection, rows in (("q", n_q), ("k", n_kv), ("v", n_kv)):
+                matrix(f"{name}self_attn.{projection}_proj", rows, n_embd, has_attention_biases or kind == "qwen2")
+        if kind in ("qwen3", "gemma3_text"):
+            norm(f"{name}self_attn.q_norm", head_dim)
+            norm(f"{name}self_attn.k_norm", head_dim)
         matrix(name + names["out"], n_embd, n_q, has_attention_biases)
-        if kind in ("llama", "mistral"):
+        if is_gated:
             matrix(name + "mlp.gate_proj", n_ff, n_embd, has_mlp_biases)
         matrix(name + names["up"], n_ff, n_embd, has_mlp_biases)
         matrix(name + names["down"], n_embd, n_ff, has_mlp_biases)
         norm(name + names["attn_norm"])
-        norm(name + names["ffn_norm"])
-    norm(names["norm"])
+        if names["ffn_norm"]:
+            norm(name + names["ffn_norm"])
+        if kind in ("gemma2", "gemma3_text"):
+            norm(name + "pre_feedforward_layernorm")
+            norm(name + "post_feedforward_layernorm")
+    if config.get("do_layer_norm_before", True):
+        norm(names["norm"])
     if config.get("tie_word_embeddings") is False:
-        matrix("lm_head", config["vocab_size"], n_embd)
+        matrix("lm_head", config["vocab_size"], n_embd_in)
     return weights
 
 

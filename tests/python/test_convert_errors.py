@@ -23,10 +23,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from hf_checkpoint import (  # noqa: E402
     ARCEE,
+    BAMBOO,
     BASE,
+    FALCON,
+    GEMMA2,
+    GEMMA3,
     LLAMA3_SCALING,
     NEMOTRON,
     OPT,
+    QWEN2,
     random_weights,
     safetensors_bytes,
     shaped,
@@ -155,18 +160,25 @@ CONFIG_ERRORS = [
     ({"rope_theta": 10**400}, ModelFormatError, "rope_theta"),
     ({"vocab_size": 281}, ModelFormatError, "embed_tokens"),
     ({"tie_word_embeddings": "yes"}, ModelFormatError, "tie_word"),
-    ({"hidden_act": "gelu"}, UnsupportedModelError, "gelu"),
+    ({"hidden_act": "gelu_fast"}, UnsupportedModelError, "gelu_fast"),
+    ({"hidden_act": "fatrelu"}, ModelFormatError, "hidden_act_param"),
+    ({"hidden_act": "fatrelu", "hidden_act_param": -0.1}, ModelFormatError, "hidden_act_param"),
     ({"attention_bias": True}, ModelFormatError, "q_proj.bias"),
     ({"mlp_bias": True}, ModelFormatError, "gate_proj.bias"),
     ({"mlp_bias": "no"}, ModelFormatError, "mlp_bias"),
     ({"partial_rotary_factor": 0.5}, UnsupportedModelError, "partial_rotary_factor"),
     ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, UnsupportedModelError,
      "partial_rotary_factor"),
-    ({"architectures": ["Qwen2ForCausalLM"]}, UnsupportedModelError, "Qwen2ForCausalLM"),
+    ({"architectures": ["Qwen2MoeForCausalLM"]}, UnsupportedModelError, "Qwen2MoeForCausalLM"),
     ({"architectures": None, "model_type": "gpt2"}, UnsupportedModelError, "gpt2"),
-    ({"architectures": ["MistralForCausalLM"], "sliding_window": 64}, UnsupportedModelError, "sliding_window"),
+    ({"architectures": ["MistralForCausalLM"], "sliding_window": 0}, ModelFormatError, "sliding_window"),
+    ({"architectures": ["MistralForCausalLM"], "sliding_window": "64"}, ModelFormatError, "sliding_window"),
     ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedModelError, "gptq"),
-    ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, UnsupportedModelError, "yarn"),
+    ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, UnsupportedModelError, "longrope"),
+    ({"rope_scaling": {"type": "yarn"}}, ModelFormatError, "factor"),
+    ({"rope_scaling": {"type": "yarn", "factor": 0.5}}, ModelFormatError, "factor"),
+    ({"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale": 0.7}}, UnsupportedModelError, "mscale"),
+    ({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, UnsupportedModelError, "truncate"),
     ({"rope_scaling": {"type": "linear"}}, ModelFormatError, "factor"),
     ({"rope_scaling": {**LLAMA3_SCALING, "high_freq_factor": 1.0}}, ModelFormatError, "high_freq_factor"),
     ({"rope_scaling": 3}, ModelFormatError, "rope_scaling"),
@@ -174,30 +186,47 @@ CONFIG_ERRORS = [
 
 
 FAMILY_ERRORS = [
-    ({**ARCEE, "rope_scaling": {"rope_type": "yarn", "factor": 20.0}}, UnsupportedModelError, "yarn"),
-    ({**ARCEE, "hidden_act": "gelu"}, UnsupportedModelError, "hidden_act"),
+    ({**ARCEE, "rope_scaling": {"rope_type": "dynamic", "factor": 20.0}}, UnsupportedModelError, "dynamic"),
+    ({**ARCEE, "hidden_act": "tanh"}, UnsupportedModelError, "hidden_act"),
+    ({**QWEN2, "use_sliding_window": "yes"}, ModelFormatError, "use_sliding_window"),
+    ({**QWEN2, "use_sliding_window": True, "max_window_layers": "all"}, ModelFormatError, "max_window_layers"),
+    ({**QWEN2, "use_sliding_window": True, "layer_types": ["full_attention"]}, ModelFormatError, "layer_types"),
+    ({**GEMMA2, "layer_types": ["full_attention", "linear_attention"]}, ModelFormatError, "layer_types"),
+    ({**GEMMA2, "use_bidirectional_attention": True}, UnsupportedModelError, "use_bidirectional_attention"),
+    ({**GEMMA2, "query_pre_attn_scalar": 0}, ModelFormatError, "query_pre_attn_scalar"),
+    ({**GEMMA3, "rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+     UnsupportedModelError, "sliding_attention"),
+    ({**GEMMA3, "rope_parameters": {"full_attention": 3}}, ModelFormatError, "rope_parameters"),
+    ({**BAMBOO, "hidden_act": "silu"}, UnsupportedModelError, "hidden_act"),
+    ({**FALCON, "alibi": True}, UnsupportedModelError, "alibi"),
+    ({**FALCON, "parallel_attn": False}, UnsupportedModelError, "parallel_attn"),
+    ({**FALCON, "new_decoder_architecture": True, "num_kv_heads": 3}, ModelFormatError, "divisor"),
     ({**ARCEE, "partial_rotary_factor": 0.5}, UnsupportedModelError, "partial_rotary_factor"),
     ({**NEMOTRON, "norm_eps": None, "rms_norm_eps": 1e-5}, ModelFormatError, "norm_eps: .*no such key"),
     ({**NEMOTRON, "partial_rotary_factor": 0.2}, ModelFormatError, "even number of elements of a head of 16"),
     ({**NEMOTRON, "partial_rotary_factor": 1.5}, ModelFormatError, "partial_rotary_factor"),
     ({**NEMOTRON, "rope_parameters": {"partial_rotary_factor": 1e-9}}, ModelFormatError, "rope_parameters] partial"),
-    ({**OPT, "do_layer_norm_before": False}, UnsupportedModelError, "do_layer_norm_before: expected true, got False"),
+    ({**OPT, "do_layer_norm_before": 0}, ModelFormatError, "do_layer_norm_before: expected true or false, got 0"),
+    ({**OPT, "do_layer_norm_before": False}, UnsupportedModelError, r"those of opt only, got .*final_layer_norm"),
     ({**OPT, "_remove_final_layer_norm": True}, UnsupportedModelError, "_remove_final_layer_norm: expected false"),
     ({**OPT, "layer_norm_elementwise_affine": False}, UnsupportedModelError, "layer_norm_elementwise_affine"),
-    ({**OPT, "word_embed_proj_dim": 32}, UnsupportedModelError, r"word_embed_proj_dim: expected hidden_size \(64\)"),
-    ({**OPT, "activation_function": "gelu"}, UnsupportedModelError, "activation_function"),
+    ({**OPT, "word_embed_proj_dim": 32}, ModelFormatError, r"embed_tokens.weight: expected \(280, 32\)"),
+    ({**ARCEE, "word_embed_proj_dim": 32}, UnsupportedModelError, r"word_embed_proj_dim: expected hidden_size \(64\)"),
+    ({**OPT, "activation_function": "gelu_fast"}, UnsupportedModelError, "activation_function"),
     ({**OPT, "enable_bias": 1}, ModelFormatError, "enable_bias"),
     ({**OPT, "enable_bias": False}, UnsupportedModelError, r"those of opt only, got .*\.bias"),
     ({**OPT, "max_position_embeddings": 130}, ModelFormatError, r"embed_positions.weight: expected \(132, 64\)"),
     ({**OPT, "ffn_dim": None, "intermediate_size": 96}, ModelFormatError, "ffn_dim"),
 ]  # fmt: skip
 
+kFamilies = (ARCEE, NEMOTRON, OPT, QWEN2, GEMMA2, GEMMA3, BAMBOO, FALCON)
+
 
 @pytest.mark.parametrize("changes, kind, match", FAMILY_ERRORS)
 def test_config_errors_of_other_families(
     tmp_path: Path, changes: dict[str, Any], kind: type[Exception], match: str
 ) -> None:
-    right = next(family for family in (ARCEE, NEMOTRON, OPT) if family["model_type"] == changes["model_type"])
+    right = next(family for family in kFamilies if family["model_type"] == changes["model_type"])
     source = write_checkpoint(tmp_path / "hf", shaped(**right), random_weights(shaped(**right), seed=24))
     (source / "config.json").write_text(json.dumps(shaped(**changes)))
     refuse(source, tmp_path / "m.gguf", kind, match)
@@ -273,7 +302,15 @@ def test_wrong_arguments(good: Path, tmp_path: Path) -> None:
 LLAMA3_FULL = shaped(rope_scaling=LLAMA3_SCALING, head_dim=16, sliding_window=None, num_local_experts=None)
 
 
-@pytest.mark.parametrize("full", [LLAMA3_FULL, shaped(**NEMOTRON, rope_scaling=LLAMA3_SCALING), shaped(**OPT)])
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "attention_factor": 1.1}
+kFullConfigs = [
+    LLAMA3_FULL, shaped(**NEMOTRON, rope_scaling=LLAMA3_SCALING), shaped(**OPT), shaped(**FALCON),
+    shaped(**QWEN2, use_sliding_window=True, max_window_layers=1, sliding_window=7, rope_scaling=YARN),
+    shaped(**GEMMA3, rope_parameters={"full_attention": YARN, "sliding_attention": {"rope_theta": 10000.0}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("full", kFullConfigs)
 def test_config_with_odd_values_ends_in_an_error_or_a_file(tmp_path: Path, full: dict[str, Any]) -> None:
     seed = 22
     print("seed", seed)

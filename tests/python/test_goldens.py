@@ -51,13 +51,13 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture
 def logits(hotset, tmp_path: Path) -> Callable[..., np.ndarray]:
-    """Returns `hotset logits` of TOKENS: logits(path, mode, n_threads, n_batch)."""
+    """Returns `hotset logits` of TOKENS: logits(path, mode, n_threads, n_batch, more flags)."""
 
-    def call(path: Path, mode: str, n_threads: int, n_batch: str) -> np.ndarray:
+    def call(path: Path, mode: str, n_threads: int, n_batch: str, *flags: str) -> np.ndarray:
         out = tmp_path / "logits.npy"
         tokens = ",".join(str(token) for token in TOKENS)
         result = hotset("logits", "-m", str(path), "--tokens", tokens, "-o", str(out), "--mode", mode,
-                        "-t", str(n_threads), "-b", n_batch)  # fmt: skip
+                        "-t", str(n_threads), "-b", n_batch, *flags)  # fmt: skip
         assert result.returncode == 0, result.stderr
         return np.load(out)
 
@@ -73,7 +73,9 @@ def golden(name: str) -> np.ndarray:
 
 
 def is_sparse(name: str) -> bool:
-    return GOLDENS[name].get("hidden_act") != "silu"
+    config = GOLDENS[name]
+    activation = config.get("hidden_act") or config.get("hidden_activation") or config.get("activation")
+    return activation not in ("silu", "gelu", "gelu_pytorch_tanh")
 
 
 @pytest.mark.parametrize("layout", ["neuron", "gguf"])
@@ -95,8 +97,55 @@ def test_every_mode_gives_the_logits_of_transformers(converted, logits, name: st
     assert np.array_equal(logits(path, "exact", 2, kAllAtOnce), dense)
 
 
+@pytest.mark.parametrize("name", GOLDENS)
+def test_f16_files_stay_within_their_rounding(converted, logits, name: str) -> None:
+    """The weights are exact in F16; what is lost is in the keys and values, which are F16 too."""
+    # FATReLU jumps at its threshold, so that a rounding there changes much; with exact keys and values none does.
+    kv_type = "f32" if GOLDENS[name].get("hidden_act") == "fatrelu" else "f16"
+    got = logits(converted(name, "f16", "neuron"), "auto", 2, kAllAtOnce, "--kv-type", kv_type)
+    assert nmse(got.astype(np.float64), golden(name)) <= 1e-5
+
+
+def test_an_activation_that_is_not_stated_is_the_usual_one_or_the_chosen_one(converted, hotset, tmp_path: Path) -> None:
+    """A file of llama.cpp does not say that it is a ReLU model."""
+    gguf_file = converted("llama-relu", "f32", "gguf").read_bytes()
+    silent = tmp_path / "silent.gguf"
+    silent.write_bytes(gguf_file.replace(b"llama.hidden_activation", b"llama.hidden_activatioM"))
+    out = tmp_path / "logits.npy"
+    tokens = ",".join(map(str, TOKENS))
+    arguments = ["logits", "-m", str(silent), "--tokens", tokens, "-o", str(out), "--kv-type", "f32"]
+    guessed = hotset(*arguments, "-v")
+    assert guessed.returncode == 0
+    assert b"does not say its activation; taking silu, the usual one of llama (--activation" in guessed.stderr
+    assert nmse(np.load(out).astype(np.float64), golden("llama-relu")) > 1e-3
+    chosen = hotset(*arguments, "--activation", "relu")
+    assert chosen.returncode == 0 and b"activation" not in chosen.stderr
+    assert nmse(np.load(out).astype(np.float64), golden("llama-relu")) <= kMaxNmse
+    for wrong in ("fatrelu", "fatrelu:x", "swish"):
+        assert hotset(*arguments, "--activation", wrong).returncode != 0
+
+
+@pytest.mark.parametrize(
+    "old, new, expected",
+    [
+        (b"yarn", b"warp", b'key "qwen2.rope.scaling.type": expected none, linear or yarn'),
+        (b"silu", b"mish", b'key "qwen2.hidden_activation": expected silu, relu'),
+        (b"qwen2", b"qwen9", b'architecture: expected llama, bamboo, qwen2'),
+    ],
+)
+def test_what_is_not_supported_is_named_when_inspected_and_loaded(
+    converted, hotset, tmp_path: Path, old: bytes, new: bytes, expected: bytes
+) -> None:
+    other = tmp_path / "other.gguf"
+    other.write_bytes(converted("qwen2", "f32", "gguf").read_bytes().replace(old, new))
+    inspected = hotset("inspect", "-m", str(other))
+    assert inspected.returncode == 1 and expected in inspected.stdout and new in inspected.stdout
+    loaded = hotset("run", "-m", str(other), "-p", "a")
+    assert loaded.returncode == 1 and expected in loaded.stderr
+
+
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "q8_0", "q4_0"])
-@pytest.mark.parametrize("name", ["arcee", "nemotron", "opt"])
+@pytest.mark.parametrize("name", ["arcee", "nemotron", "opt", "qwen3-relu"])
 def test_exact_equals_dense_for_every_type(converted, logits, name: str, dtype: str) -> None:
     path = converted(name, dtype, "neuron")
     dense = logits(path, "dense", 1, kOneByOne)

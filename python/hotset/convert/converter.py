@@ -13,7 +13,6 @@ import numpy as np
 
 from ..errors import Error, error_text
 from .config import CheckpointConfig, read_config
-from .families import kRms
 from .gguf_file import GgufFile, atomic_path, encode, import_gguf, kFileTypes, stored_type
 from .json_file import read_object
 from .safetensors import Checkpoint
@@ -133,13 +132,19 @@ def _keys(
         "attention.head_count_kv": config.n_head_kv, "attention.key_length": config.head_dim,
         "attention.value_length": config.head_dim,
     }  # fmt: skip
-    epsilon = "layer_norm_rms_epsilon" if config.family.norm == kRms else "layer_norm_epsilon"
+    epsilon = "layer_norm_epsilon" if config.family.norms_have_biases else "layer_norm_rms_epsilon"
     model[f"attention.{epsilon}"] = config.norm_eps
     if config.rope:
         model.update({"rope.dimension_count": config.rope.n_rot, "rope.freq_base": config.rope.freq_base})
     model.update({"vocab_size": config.n_vocab, "hidden_activation": config.hidden_activation})
-    if config.rope and config.rope.linear_factor is not None:
-        model.update({"rope.scaling.type": "linear", "rope.scaling.factor": config.rope.linear_factor})
+    if config.rope:
+        model.update({f"rope.{name}": value for name, value in config.rope.keys.items()})
+    optional = {
+        "hidden_activation_threshold": config.activation_threshold, "attention.sliding_window": config.window,
+        "attention.sliding_window_pattern": config.windowed_layers, "attention.scale": config.attention_scale,
+        "attn_logit_softcapping": config.softcaps[0], "final_logit_softcapping": config.softcaps[1],
+    }  # fmt: skip
+    model.update({name: value for name, value in optional.items() if value is not None})
     keys.update((f"{config.family.name}.{name}", value) for name, value in model.items())
     if report.layout == "neuron":
         keys["hotset.layout"] = "neuron"
