@@ -44,9 +44,27 @@ bool dtype_has_kernels(DType type) {
     case DType::kQ4_0:
     case DType::kQ4_K:
     case DType::kQ5_K:
-    case DType::kQ6_K: return true;
+    case DType::kQ6_K:
+    case DType::kQ4_1:
+    case DType::kQ5_0:
+    case DType::kQ5_1:
+    case DType::kQ2_K:
+    case DType::kQ3_K:
+    case DType::kIQ4_NL:
+    case DType::kIQ4_XS:
+    case DType::kMXFP4: return true;
     default: return false;
   }
+}
+
+std::string dtypes_with_kernels() {
+  std::string out, last;
+  for (const Row& row : kTable) {
+    if (!dtype_has_kernels(row.type)) continue;
+    if (!last.empty()) out += (out.empty() ? "" : ", ") + last;
+    last = row.info.name;
+  }
+  return out + " or " + last;
 }
 
 }  // namespace hotset

@@ -52,6 +52,9 @@ inline std::string dtype_name(DType type) { return dtype_info(type).name; }
 // Whether this build has kernels that multiply with weights of this type.
 bool dtype_has_kernels(DType type);
 
+// Their names, as messages list them: "F32, F16, .. or MXFP4".
+std::string dtypes_with_kernels();
+
 // Bytes of a row of `n` elements; n must be a multiple of the type's block size.
 inline size_t row_bytes(DType type, int64_t n) {
   const DTypeInfo& info = dtype_info(type);

@@ -11,13 +11,20 @@
 
 namespace hotset {
 
-// One super-block each way: 256 finite floats, 144, 176 or 210 bytes.
+// One super-block each way: 256 finite floats, and the bytes of the type. What has no decoder here is decoded by
+// core/unpacked_block.h.
 void quantize_q4_k(const float* x, std::byte* out);
 void quantize_q5_k(const float* x, std::byte* out);
 void quantize_q6_k(const float* x, std::byte* out);
+void quantize_q2_k(const float* x, std::byte* out);
+void quantize_q3_k(const float* x, std::byte* out);
+void quantize_iq4_xs(const float* x, std::byte* out);
 void dequantize_q4_k(const std::byte* block, float* out);
 void dequantize_q5_k(const std::byte* block, float* out);
 void dequantize_q6_k(const std::byte* block, float* out);
+
+// One block of 32.
+void quantize_iq4_nl(const float* x, std::byte* out);
 
 inline void store_u16(uint16_t bits, std::byte* at) { std::memcpy(at, &bits, sizeof bits); }
 

@@ -25,7 +25,7 @@ std::string known_mixtures();
 struct MixtureModel {
   std::string architecture;
   int64_t n_layer = 0;
-  bool grouped_query = false;  // fewer key/value heads than query heads
+  int64_t n_gqa = 1;           // query heads per key/value head
   bool tied = false;           // no output.weight: token_embd is the head
   bool pure = false;           // the base type everywhere
 };

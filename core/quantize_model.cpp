@@ -80,10 +80,13 @@ MixtureModel mixture_model(const GgufFile& file, bool pure) {
   MixtureModel model;
   model.architecture = file.get_string("general.architecture").value_or("");
   model.n_layer = std::clamp<int64_t>(file.get_int(model.architecture + ".block_count").value_or(0), 0, kMaxLayers);
-  const GgufValue* n_head_kv = file.find(model.architecture + ".attention.head_count_kv");
-  if (n_head_kv && n_head_kv->type != GgufType::kArray)
-    model.grouped_query = file.get_int(model.architecture + ".attention.head_count_kv") !=
-                          file.get_int(model.architecture + ".attention.head_count");
+  const auto heads = [&](const char* key) {  // 0 where there are none, or as many numbers as layers
+    const GgufValue* value = file.find(model.architecture + key);
+    if (!value || value->type == GgufType::kArray) return int64_t{0};
+    return file.get_int(model.architecture + key).value_or(0);
+  };
+  const int64_t n_head_kv = heads(".attention.head_count_kv");
+  if (n_head_kv > 0) model.n_gqa = heads(".attention.head_count") / n_head_kv;
   model.tied = file.find_tensor("output.weight") == nullptr;
   model.pure = pure;
   return model;
@@ -151,7 +154,7 @@ class JobPlanner {
 
   [[noreturn]] static void fail_type(const GgufTensor& tensor, const std::string& got) {
     throw UnsupportedModelError(error_text(kWhere, "type of " + quoted_tensor(tensor.name),
-                                           "F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K or Q6_K", got,
+                                           dtypes_with_kernels(), got,
                                            "start from a file of another type"));
   }
 

@@ -11,7 +11,7 @@
 namespace hotset {
 
 struct QuantizeOptions {
-  std::string type;               // q8_0, q4_0, q4_k_s, q4_k_m, q5_k_s, q5_k_m, q6_k, f16, bf16, f32 in any case
+  std::string type;               // a name of core/quantize_mixture.h in any case: q8_0, q4_k_m, ..
   std::string layout = "neuron";  // "neuron": ffn_down_t, a unit is one row; "gguf": ffn_down
   bool pure = false;              // one type throughout, instead of llama.cpp's mixture
   // For each layer the numbers of its units in the order in which they are written, hottest first say. Empty = as they

@@ -76,7 +76,7 @@ void solve_skew(SynthModel& model) {
 class TensorLister {
  public:
   explicit TensorLister(SynthModel& model) : model_(model), shape_(model.spec.shape) {
-    mixture_model_ = {model.spec.arch, shape_.n_layer, shape_.n_head_kv != shape_.n_head, shape_.tied, model.spec.pure};
+    mixture_model_ = {model.spec.arch, shape_.n_layer, shape_.n_head / shape_.n_head_kv, shape_.tied, model.spec.pure};
   }
 
   void list() {

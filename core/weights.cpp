@@ -47,7 +47,7 @@ class WeightReader {
     const bool known = find_dtype(tensor->type) != nullptr;
     if (!known || !dtype_has_kernels(dtype) || (f32_only && dtype != DType::kF32))
       throw UnsupportedModelError(error_text(
-          "weights", "type of " + what, f32_only ? "F32" : "F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K or Q6_K",
+          "weights", "type of " + what, f32_only ? "F32" : dtypes_with_kernels(),
           known ? dtype_name(dtype) : cat("type number ", tensor->type), "use a file of another quantisation"));
     taken_.insert(name);
     NamedTensor out;

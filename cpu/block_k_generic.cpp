@@ -4,6 +4,7 @@
 #include "cpu/canonical.h"
 #include "cpu/k_scales.h"
 #include "cpu/kernels_fill.h"
+#include "cpu/unpacked_format.h"
 
 namespace hotset::cpu {
 namespace {
@@ -107,8 +108,11 @@ void dot_rows(const WeightRows& w, const int32_t* rows, int64_t first_row, int64
   });
 }
 
-// Scratch: one unpacked row, scales first.
-size_t gemm_scratch_bytes(int64_t n) { return static_cast<size_t>(n / kBlock) * (sizeof(BlockScale) + kBlock); }
+// Scratch: one unpacked row, scales first. UnpackedBlock is what the types of core/unpacked_block.h need.
+size_t gemm_scratch_bytes(int64_t n) {
+  static_assert(sizeof(UnpackedBlock) >= sizeof(BlockScale) + kBlock);
+  return static_cast<size_t>(n / kBlock) * sizeof(UnpackedBlock);
+}
 
 // Unpacks each row once, then dots it with every activation.
 template <class Format>

@@ -86,12 +86,15 @@ const Kernels& table_of() {
   static const Kernels table = [] {
     Kernels built{};
     built.isa = kNames[level];
+    fill_unpacked_generic(built);
 #if defined(__x86_64__)
+    if constexpr (level >= kAvx2) fill_unpacked_avx2(built);
     if constexpr (level >= kAvx512) {
       fill_float_avx512(built);
       fill_block_avx512(built);
       fill_block_k_avx512(built);
       if (level == kAmx) fill_block_amx(built);
+      fill_sum_avx2(built);  // of the types that have no sums of their own for AVX-512
       fill_sum_avx512(built);
       fill_plane_avx512(built);
       return built;

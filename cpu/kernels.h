@@ -14,6 +14,9 @@
 //    lane[b % 16] = fma(d_s * d_a, float(s), lane[b % 16]), then fma(-d_m, d_a * float(s_a), lane[b % 16]), products
 //    rounded to float. Q6_K: s the exact int32 sum c0 * s0 + c1 * s1 over the two halves of the block with their int8
 //    scales (|s| < 2^24); lane[b % 16] = fma(d * d_a, float(s), lane[b % 16]). In order of b; same tree.
+//  - dot of the other blocks (core/unpacked_block.h): s the exact int32 sum c0 * s0 + c1 * s1 over the two halves
+//    (|s| < 2^24); lane[b % 16] = fma(d * d_a, float(s), lane[b % 16]). Types with a minimum: s_m = k0 * a0 + k1 * a1,
+//    where a0 and a1 are the halves' sums of a, then fma(-m, d_a * float(s_m), lane[b % 16]). In order of b; same tree.
 //  - dot of bit planes (core/bit_planes.h): s the exact int32 sum of code * a over part i of block b, its columns
 //    4 i .. 4 i + 3; lane[b % 2 * 8 + i] = fma(d_a, float(s), lane[..]) in order of b; same tree. Blocks of 32 columns
 //    of the activation, whose last one may be filled up with zeros.
@@ -25,6 +28,7 @@
 //      S = t(h * d) to the nearest integer, ties to even, h * d rounded to float. d is the block's scale (Q8_0, Q4_0),
 //      or that of its half (Q6_K: d * scale, exact in float). |h * d| must be less than 2^15.
 //    - Q4_K, Q5_K: S_d * q - S_m, with d_s and d_m (see above) in place of d.
+//    - the other blocks: S * q - S_m in each half, with d * c and m * k in place of d.
 //    - h = 0: nothing, whatever the weights are.
 //    A contribution that is not as it must be poisons the sum, for blocks those of all 32 columns: it becomes INT64_MIN
 //    and stays that, NaN in the end. Sums of more than 2^27 wrap.
@@ -45,7 +49,7 @@ constexpr int64_t kChunkPositions = 256;
 // Elements per quantisation block of weights and activations.
 constexpr int64_t kBlock = 32;
 
-// Elements per super-block of the K types: a row holds whole ones.
+// Elements per super-block of the K types and IQ4_XS: a row holds whole ones.
 constexpr int64_t kSuperBlock = 256;
 
 // Weight types with kernels, the index of the per-type tables below.
@@ -58,6 +62,14 @@ enum WeightType {
   kWeightQ4_K,
   kWeightQ5_K,
   kWeightQ6_K,
+  kWeightQ2_K,
+  kWeightQ3_K,
+  kWeightIQ4_XS,
+  kWeightQ4_1,
+  kWeightQ5_0,
+  kWeightQ5_1,
+  kWeightIQ4_NL,
+  kWeightMXFP4,
   kNWeightTypes
 };
 
@@ -66,7 +78,8 @@ constexpr bool is_block_type(WeightType type) { return type >= kWeightQ8_0; }
 
 // What the length of a row is a multiple of.
 constexpr int64_t row_multiple(WeightType type) {
-  return type >= kWeightQ4_K ? kSuperBlock : is_block_type(type) ? kBlock : 1;
+  if (type >= kWeightQ4_K && type <= kWeightIQ4_XS) return kSuperBlock;
+  return is_block_type(type) ? kBlock : 1;
 }
 
 // One activation row (n elements). Float weights read `f32`; block weights `q`, `scale`, `sum` (n a multiple of 32).
@@ -182,8 +195,8 @@ struct Kernels {
   void (*plane_dots[3])(const PlaneDotArgs& args);
   void (*plane_margins)(const MarginArgs& args);
 
-  // Weights to float: exactly (f16 scale times integers is exact in float), but for Q4_K and Q5_K fma(d_s, q, -d_m),
-  // rounded once.
+  // Weights to float: exactly (f16 scale times integers is exact in float), but where there is a minimum, which is one
+  // rounding: fma(d_s, q, -d_m).
   void (*dequantize_row[kNWeightTypes])(const std::byte* row, int64_t n, float* out);
 
   void (*f32_to_f16_row)(const float* x, int64_t n, uint16_t* out);

@@ -44,6 +44,14 @@ int weight_type(DType dtype) {
     case DType::kQ4_K: return kWeightQ4_K;
     case DType::kQ5_K: return kWeightQ5_K;
     case DType::kQ6_K: return kWeightQ6_K;
+    case DType::kQ2_K: return kWeightQ2_K;
+    case DType::kQ3_K: return kWeightQ3_K;
+    case DType::kIQ4_XS: return kWeightIQ4_XS;
+    case DType::kQ4_1: return kWeightQ4_1;
+    case DType::kQ5_0: return kWeightQ5_0;
+    case DType::kQ5_1: return kWeightQ5_1;
+    case DType::kIQ4_NL: return kWeightIQ4_NL;
+    case DType::kMXFP4: return kWeightMXFP4;
     default: return -1;
   }
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/bit_planes.h"
+#include "cpu/unpacked_format.h"
 
 namespace hotset::cpu::reference {
 namespace {
@@ -58,6 +59,20 @@ Parts q6_k_weight_at(const std::byte* super, int i) {
   return {f16_value(read<uint16_t>(super + 208)) * scale, low + 16 * high - 32};
 }
 
+// A weight of the types of core/unpacked_block.h, which is plain itself.
+Parts unpacked_weight_at(WeightType wanted, const std::byte* row, int64_t i) {
+  Parts out{};
+  for_unpacked_formats([&]<WeightType type, class Format>() {
+    if (type != wanted) return;
+    UnpackedBlock block;
+    unpack_block(Format{}, row, i / kBlock, block);
+    const auto in_block = static_cast<size_t>(i % kBlock), half = in_block / 16;
+    const double scale = static_cast<double>(block.d) * block.c[half];
+    out = {scale, block.q[in_block], static_cast<double>(block.m) * block.k[half]};
+  });
+  return out;
+}
+
 Parts weight_parts(WeightType type, const std::byte* row, int64_t i) {
   const int in_super = static_cast<int>(i % kSuperBlock), in_block = static_cast<int>(i % kBlock);
   switch (type) {
@@ -68,11 +83,12 @@ Parts weight_parts(WeightType type, const std::byte* row, int64_t i) {
     case kWeightQ4_K: return k_weight_at(row + i / kSuperBlock * 144, in_super, false);
     case kWeightQ5_K: return k_weight_at(row + i / kSuperBlock * 176, in_super, true);
     case kWeightQ6_K: return q6_k_weight_at(row + i / kSuperBlock * 210, in_super);
-    default: {
+    case kWeightQ4_0: {
       const std::byte* block = row + i / kBlock * 18;
       const int both = read<uint8_t>(block + 2 + in_block % 16);
       return {f16_value(read<uint16_t>(block)), (in_block < 16 ? both % 16 : both / 16) - 8};
     }
+    default: return unpacked_weight_at(type, row, i);
   }
 }
 
@@ -83,20 +99,26 @@ std::optional<int64_t> in_sum(float h, double scale) {
   return static_cast<int64_t>(std::nearbyint(std::ldexp(static_cast<double>(product), 36)));
 }
 
-// What h times weight i adds to a sum; nothing when it poisons the sum.
-std::optional<int64_t> contribution(WeightType type, const std::byte* row, int64_t i, float h) {
+// A row's columns [first, end), of blocks first a multiple of 32, as what a sum needs of them.
+std::vector<Parts> row_parts(WeightType type, const std::byte* row, int64_t first, int64_t end) {
+  std::vector<Parts> out;
+  for (int64_t i = first; i < end; ++i)
+    out.push_back(is_block_type(type) ? weight_parts(type, row, i) : Parts{weight_at(type, row, i), 1});
+  return out;
+}
+
+// What h times column i of `parts` adds to a sum; nothing when it poisons the sum.
+std::optional<int64_t> contribution(WeightType type, const std::vector<Parts>& parts, int64_t i, float h) {
   if (h == 0.0f) return 0;
+  const auto at = [&](int64_t column) -> const Parts& { return parts[static_cast<size_t>(column)]; };
   if (!is_block_type(type)) {
-    const double whole = std::floor(std::ldexp(static_cast<double>(h) * weight_at(type, row, i), 36));
+    const double whole = std::floor(std::ldexp(static_cast<double>(h) * at(i).scale, 36));
     if (!(whole >= -0x1p51 && whole < 0x1p51)) return {};
     return static_cast<int64_t>(whole);
   }
-  for (int64_t j = i / kBlock * kBlock; j < i / kBlock * kBlock + kBlock; j += 16) {
-    const Parts other = weight_parts(type, row, j);
-    if (!in_sum(h, other.scale) || !in_sum(h, other.minimum)) return {};
-  }
-  const Parts parts = weight_parts(type, row, i);
-  return *in_sum(h, parts.scale) * parts.q - *in_sum(h, parts.minimum);
+  for (int64_t j = i / kBlock * kBlock; j < i / kBlock * kBlock + kBlock; j += 16)
+    if (!in_sum(h, at(j).scale) || !in_sum(h, at(j).minimum)) return {};
+  return *in_sum(h, at(i).scale) * at(i).q - *in_sum(h, at(i).minimum);
 }
 
 }  // namespace
@@ -138,8 +160,16 @@ size_t row_bytes(WeightType type, int64_t n) {
       return static_cast<size_t>(n / kSuperBlock) * 176;
     case kWeightQ6_K:
       return static_cast<size_t>(n / kSuperBlock) * 210;
-    default:
+    case kWeightF16:
+    case kWeightBF16:
       return static_cast<size_t>(n) * 2;
+    default: {
+      size_t out = 0;
+      for_unpacked_formats([&]<WeightType each, class Format>() {
+        if (each == type) out = static_cast<size_t>(n / row_multiple(type)) * Format::kBytes;
+      });
+      return out;
+    }
   }
 }
 
@@ -180,18 +210,19 @@ double plane_dot(const std::byte* row, int n_bits, int64_t n, const ActivationRo
 }
 
 void row_sum(WeightType type, const RowSumArgs& args, int64_t* sums) {
-  for (int64_t a = 0; a < args.n_acts; ++a)
-    for (int64_t i = 0; i < args.n_units; ++i) {
-      const std::byte* row = args.w.data + static_cast<size_t>(unit_of(args, i)) * args.w.stride;
+  for (int64_t i = 0; i < args.n_units; ++i) {
+    const std::byte* row = args.w.data + static_cast<size_t>(unit_of(args, i)) * args.w.stride;
+    const std::vector<Parts> parts = row_parts(type, row, args.first_col, args.first_col + args.n_cols);
+    for (int64_t a = 0; a < args.n_acts; ++a)
       for (int64_t c = 0; c < args.n_cols; ++c) {
         int64_t& sum = sums[a * args.n_cols + c];
-        const auto by = contribution(type, row, args.first_col + c, args.h[a * args.h_stride + i]);
+        const auto by = contribution(type, parts, c, args.h[a * args.h_stride + i]);
         if (!by || sum == INT64_MIN)
           sum = INT64_MIN;
         else
           sum = static_cast<int64_t>(static_cast<uint64_t>(sum) + static_cast<uint64_t>(*by));
       }
-    }
+  }
 }
 
 void quantize_activation(const float* x, int64_t n, int8_t* q, double* scale, int32_t* sum) {

@@ -2,6 +2,7 @@
 // i). Their products with the integers of two units are added up by vpmaddwd in int32, and merged to int64 once a pass.
 #include "cpu/sum_avx2_vec.h"
 #include "cpu/sum_floats.h"
+#include "cpu/unpacked_avx2_vec.h"
 
 namespace hotset::cpu {
 namespace {
@@ -15,27 +16,22 @@ constexpr int kMostLimbs = 4;
 struct Quad {
   __m256i q[2][4];
   __m128 d[2];  // scales of A, B, C, D, of the two halves
-  __m128 m;     // minima of Q4_K and Q5_K
+  __m128 m[2];  // minima, of types that have one
 };
 
-inline __m256i load256(const std::byte* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
-inline __m256i low_bits(__m256i v, int n) {
-  return _mm256_and_si256(v, _mm256_set1_epi8(static_cast<char>((1 << n) - 1)));
-}
-inline __m256i shift_right(__m256i v, int n) { return _mm256_srl_epi16(v, _mm_cvtsi32_si128(n)); }
 inline float half_value(const std::byte* at) { return _cvtsh_ss(load_u16(at)); }
 
 // The 32 integers of block b of a row, offset included, as bytes; scale and minimum where a block has one.
 struct BytesBlock {
   __m256i q;
   float d[2];
-  float m;
+  float m[2];
 };
 
 inline BytesBlock load_block(Q8, const std::byte* row, int64_t b) {
   const std::byte* const at = row + b * Q8::kBytes;
   const float d = half_value(at);
-  return {load256(at + 2), {d, d}, 0.0f};
+  return {load256(at + 2), {d, d}, {}};
 }
 
 inline BytesBlock load_block(Q4, const std::byte* row, int64_t b) {
@@ -43,7 +39,7 @@ inline BytesBlock load_block(Q4, const std::byte* row, int64_t b) {
   const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 2));
   const __m256i q = low_bits(_mm256_set_m128i(_mm_srli_epi16(both, 4), both), 4);
   const float d = half_value(at);
-  return {_mm256_sub_epi8(q, _mm256_set1_epi8(Q4::kOffset)), {d, d}, 0.0f};
+  return {_mm256_sub_epi8(q, _mm256_set1_epi8(Q4::kOffset)), {d, d}, {}};
 }
 
 template <class Format>
@@ -53,7 +49,8 @@ inline BytesBlock load_k_block(const std::byte* super, int64_t b) {
   std::memcpy(scales, &packed, sizeof scales);
   const float d = half_value(super) * static_cast<float>(scales[b]);
   const __m256i both = load256(super + Format::kNibblesAt + b / 2 * kBlock);
-  return {low_bits(shift_right(both, b % 2 * 4), 4), {d, d}, half_value(super + 2) * static_cast<float>(scales[8 + b])};
+  const float m = half_value(super + 2) * static_cast<float>(scales[8 + b]);
+  return {low_bits(shift_right(both, b % 2 * 4), 4), {d, d}, {m, m}};
 }
 
 inline BytesBlock load_block(Q4K, const std::byte* row, int64_t b) {
@@ -75,10 +72,25 @@ inline BytesBlock load_block(Q6K, const std::byte* row, int64_t b) {
   const __m256i low = low_bits(shift_right(load256(super + 64 * half + kBlock * (in_half % 2)), in_half / 2 * 4), 4);
   const __m256i high = low_bits(shift_right(load256(super + Q6K::kHighAt + kBlock * half), 2 * in_half), 2);
   const __m256i q = _mm256_or_si256(low, _mm256_slli_epi16(high, 4));
-  BytesBlock out{_mm256_sub_epi8(q, _mm256_set1_epi8(Q6K::kOffset)), {}, 0.0f};
+  BytesBlock out{_mm256_sub_epi8(q, _mm256_set1_epi8(Q6K::kOffset)), {}, {}};
   const float d = half_value(super + Q6K::kDAt);
   for (int64_t i = 0; i < 2; ++i)
     out.d[i] = d * static_cast<float>(static_cast<int8_t>(super[Q6K::kScalesAt + 2 * in_super + i]));
+  return out;
+}
+
+// The types of core/unpacked_block.h. Scales are read as plainly as there: the integers are what takes time.
+template <class Format>
+inline BytesBlock load_block(Format, const std::byte* row, int64_t b) {
+  const std::byte* const at = row + b / Format::kBlocks * Format::kBytes;
+  const int in_group = static_cast<int>(b % Format::kBlocks);
+  UnpackedBlock scales;
+  Format::unpack_scales(at, in_group, scales);
+  BytesBlock out{load_q(Format{}, at, in_group), {}, {}};
+  for (int i = 0; i < 2; ++i) {
+    out.d[i] = scales.d * static_cast<float>(scales.c[i]);
+    if constexpr (Format::kHasMinimum) out.m[i] = scales.m * static_cast<float>(scales.k[i]);
+  }
   return out;
 }
 
@@ -96,7 +108,7 @@ inline void load_quad(const std::byte* const* rows, int64_t b, Quad& out) {
       out.q[pair][2 * i + 1] = _mm256_unpackhi_epi16(words(0), words(1));
     }
   for (int i = 0; i < 2; ++i) out.d[i] = _mm_setr_ps(block[0].d[i], block[1].d[i], block[2].d[i], block[3].d[i]);
-  out.m = _mm_setr_ps(block[0].m, block[1].m, block[2].m, block[3].m);
+  for (int i = 0; i < 2; ++i) out.m[i] = _mm_setr_ps(block[0].m[i], block[1].m[i], block[2].m[i], block[3].m[i]);
 }
 
 // Dword i: limb i of (A, B), dword 4 + i: limb i of (C, D); of each half's S.
@@ -107,7 +119,7 @@ struct Limbs {
 // What is known of all S of one activation in a block.
 struct BlockScales {
   __m128i largest = _mm_setzero_si128();     // of the bits of |h * d|: NaN is larger than all
-  __m256i minimum = _mm256_setzero_si256();  // sums of S_m
+  __m256i minimum[2] = {};                   // sums of S_m, of the two halves
 };
 
 // S of h and d. What does not fit makes `largest` too large; where h is 0 so is S.
@@ -129,30 +141,28 @@ inline void split(__m256i s, int32_t* out) {
   _mm256_store_si256(reinterpret_cast<__m256i*>(out), _mm256_shuffle_epi8(words, pairs));
 }
 
-constexpr bool has_halves(WeightType type) { return type == kWeightQ6_K; }
-constexpr bool has_minimum(WeightType type) { return type == kWeightQ4_K || type == kWeightQ5_K; }
-
-template <class Format>
+template <bool kHalves, bool kMinimum>
 inline BlockScales weigh_all(const Quad* quads, int64_t n_units, const float* h, Limbs* out) {
   BlockScales all;
   for (int64_t k = 0; 4 * k < n_units; ++k) {
     const int64_t n = n_units - 4 * k < 4 ? n_units - 4 * k : 4;
     const __m128i last = _mm_cmpgt_epi32(_mm_set1_epi32(static_cast<int>(n)), _mm_setr_epi32(0, 1, 2, 3));
     const __m128 by = n == 4 ? _mm_loadu_ps(h + 4 * k) : _mm_maskload_ps(h + 4 * k, last);
-    for (int i = 0; i < (has_halves(Format::kType) ? 2 : 1); ++i)
+    for (int i = 0; i < (kHalves ? 2 : 1); ++i) {
       split(to_sums(by, quads[k].d[i], all), out[k].half[i]);
-    if constexpr (has_minimum(Format::kType)) all.minimum = _mm256_add_epi64(all.minimum, to_sums(by, quads[k].m, all));
+      if constexpr (kMinimum) all.minimum[i] = _mm256_add_epi64(all.minimum[i], to_sums(by, quads[k].m[i], all));
+    }
   }
   return all;
 }
 
 // Adds the columns of vectors 2 i and 2 i + 1, where S has L limbs, less `minimum`.
-template <class Format>
+template <bool kHalves>
 inline void add_half(const Quad* quads, const Limbs* limbs, int64_t n_quads, int n_limbs, int i, __m256i minimum,
                      int64_t* sums) {
   __m256i by[4];  // columns 0, 4, 8, 12 and on of the half
   for (int c = 0; c < 4; ++c) by[c] = _mm256_sub_epi64(_mm256_setzero_si256(), minimum);
-  const int half = has_halves(Format::kType) ? i : 0;
+  const int half = kHalves ? i : 0;
   for (int limb = 0; limb < n_limbs; ++limb) {
     __m256i a0 = _mm256_setzero_si256(), a1 = a0, b0 = a0, b1 = a0;
     for (int64_t k = 0; k < n_quads; ++k) {
@@ -172,11 +182,11 @@ inline void add_half(const Quad* quads, const Limbs* limbs, int64_t n_quads, int
   for (int c = 0; c < 4; ++c) add_checked(sums + 4 * c, by[c], _mm256_setzero_si256(), 0);
 }
 
-// Adds one block of `n_units` units, weighed by h.
-template <class Format>
-inline void sum_block(const Quad* quads, int64_t n_units, const float* h, int64_t* sums) {
+// Adds one block of `n_units` units, weighed by h. Not inlined: one for all types whose scales are alike.
+template <bool kHalves, bool kMinimum>
+[[gnu::noinline]] void sum_block(const Quad* quads, int64_t n_units, const float* h, int64_t* sums) {
   Limbs limbs[kPassQuads];
-  const BlockScales all = weigh_all<Format>(quads, n_units, h, limbs);
+  const BlockScales all = weigh_all<kHalves, kMinimum>(quads, n_units, h, limbs);
   uint32_t each[4], largest = 0;
   std::memcpy(each, &all.largest, sizeof each);
   for (const uint32_t bits : each) largest = bits > largest ? bits : largest;
@@ -185,27 +195,29 @@ inline void sum_block(const Quad* quads, int64_t n_units, const float* h, int64_
     for (int64_t i = 0; i < kBlock; ++i) sums[i] = kNoSum;
     return;
   }
-  int64_t m[4];
-  std::memcpy(m, &all.minimum, sizeof m);
-  const __m256i minimum = _mm256_set1_epi64x(m[0] + m[1] + m[2] + m[3]);
   const int n_limbs = n_bits + kSumBits <= 30 ? 2 : n_bits + kSumBits <= 46 ? 3 : kMostLimbs;
-  for (int i = 0; i < 2; ++i)
-    add_half<Format>(quads, limbs, (n_units + 3) / 4, n_limbs, i, minimum, sums + i * kBlock / 2);
+  for (int i = 0; i < 2; ++i) {
+    int64_t m[4];
+    std::memcpy(m, &all.minimum[kHalves ? i : 0], sizeof m);
+    const __m256i minimum = _mm256_set1_epi64x(m[0] + m[1] + m[2] + m[3]);
+    add_half<kHalves>(quads, limbs, (n_units + 3) / 4, n_limbs, i, minimum, sums + i * kBlock / 2);
+  }
 }
 
-template <class Format>
+template <class Format, WeightType type = Format::kType>
 void block_sums(const RowSumArgs& args) {
   for_passes(args, [&](SumPass& pass, const SumPass& next) {
     const int64_t n_quads = (pass.n_units + 3) / 4;
     for (int64_t u = pass.n_units; u < 4 * n_quads; ++u) pass.rows[u] = pass.rows[0];
-    Ahead<Format::kType> ahead(args, next, args.n_cols / kBlock);
+    Ahead<type> ahead(args, next, args.n_cols / kBlock);
     for (int64_t c = 0; c < args.n_cols; c += kBlock) {
       Quad quads[kPassQuads];
       for (int64_t k = 0; k < n_quads; ++k)
         load_quad<Format>(pass.rows + 4 * k, (args.first_col + c) / kBlock, quads[k]);
       ahead.go_on();
       for (int64_t a = 0; a < args.n_acts; ++a)
-        sum_block<Format>(quads, pass.n_units, pass.h + a * args.h_stride, args.sums + a * args.sums_stride + c);
+        sum_block<has_halves(type), has_minimum(type)>(quads, pass.n_units, pass.h + a * args.h_stride,
+                                                       args.sums + a * args.sums_stride + c);
     }
   });
 }
@@ -219,6 +231,7 @@ void fill_sum_avx2(Kernels& table) {
   table.row_sum[kWeightQ4_K] = block_sums<Q4K>;
   table.row_sum[kWeightQ5_K] = block_sums<Q5K>;
   table.row_sum[kWeightQ6_K] = block_sums<Q6K>;
+  for_unpacked_formats([&]<WeightType type, class Format>() { table.row_sum[type] = block_sums<Format, type>; });
 }
 
 }  // namespace hotset::cpu

@@ -10,7 +10,23 @@ constexpr int64_t kPassUnits = 128;
 
 // Bytes of row_multiple(type) elements.
 constexpr int64_t sum_block_bytes(WeightType type) {
-  constexpr int64_t kBytes[kNWeightTypes] = {4, 2, 2, Q8::kBytes, Q4::kBytes, Q4K::kBytes, Q5K::kBytes, Q6K::kBytes};
+  using namespace block_format;
+  constexpr int64_t kBytes[kNWeightTypes] = {4,
+                                             2,
+                                             2,
+                                             Q8::kBytes,
+                                             Q4::kBytes,
+                                             Q4K::kBytes,
+                                             Q5K::kBytes,
+                                             Q6K::kBytes,
+                                             Q2_K::kBytes,
+                                             Q3_K::kBytes,
+                                             IQ4_XS::kBytes,
+                                             Q4_1::kBytes,
+                                             Q5_0::kBytes,
+                                             Q5_1::kBytes,
+                                             IQ4_NL::kBytes,
+                                             MXFP4::kBytes};
   return kBytes[type];
 }
 

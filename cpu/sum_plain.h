@@ -7,6 +7,7 @@
 #include "cpu/block_k_format.h"
 #include "cpu/k_scales.h"
 #include "cpu/kernels_fill.h"
+#include "cpu/unpacked_format.h"
 
 namespace hotset::cpu {
 namespace {
@@ -37,7 +38,7 @@ inline void add_sum(int64_t& sum, int64_t by) {
 struct SumBlock {
   int32_t q[kBlock];
   float d[2];
-  float minimum;  // 0 but for Q4_K and Q5_K
+  float minimum[2];  // 0 but for types that have one
 };
 
 inline int32_t sum_byte(const std::byte* at, int64_t i) { return static_cast<int32_t>(at[i]); }
@@ -47,7 +48,7 @@ inline SumBlock read_block(Q8, const std::byte* row, int64_t b) {
   SumBlock out;
   for (int64_t i = 0; i < kBlock; ++i) out.q[i] = static_cast<int8_t>(at[2 + i]);
   out.d[0] = out.d[1] = f16_to_f32(load_u16(at));
-  out.minimum = 0.0f;
+  out.minimum[0] = out.minimum[1] = 0.0f;
   return out;
 }
 
@@ -56,7 +57,7 @@ inline SumBlock read_block(Q4, const std::byte* row, int64_t b) {
   SumBlock out;
   for (int64_t i = 0; i < kBlock; ++i) out.q[i] = (sum_byte(at, 2 + i % 16) >> (i < 16 ? 0 : 4) & 15) - Q4::kOffset;
   out.d[0] = out.d[1] = f16_to_f32(load_u16(at));
-  out.minimum = 0.0f;
+  out.minimum[0] = out.minimum[1] = 0.0f;
   return out;
 }
 
@@ -70,7 +71,7 @@ inline SumBlock read_k_block(const std::byte* super, int64_t b) {
   uint8_t scales[2 * kSuperBlocks];
   std::memcpy(scales, &packed, sizeof scales);
   out.d[0] = out.d[1] = f16_to_f32(load_u16(super)) * static_cast<float>(scales[b]);
-  out.minimum = f16_to_f32(load_u16(super + 2)) * static_cast<float>(scales[kSuperBlocks + b]);
+  out.minimum[0] = out.minimum[1] = f16_to_f32(load_u16(super + 2)) * static_cast<float>(scales[kSuperBlocks + b]);
   return out;
 }
 
@@ -97,15 +98,31 @@ inline SumBlock read_block(Q6K, const std::byte* row, int64_t b) {
         ((sum_byte(low, i) >> in_half / 2 * 4 & 15) | (sum_byte(high, i) >> 2 * in_half & 3) << 4) - Q6K::kOffset;
   for (int64_t i = 0; i < 2; ++i)
     out.d[i] = d * static_cast<float>(static_cast<int8_t>(super[Q6K::kScalesAt + 2 * in_super + i]));
-  out.minimum = 0.0f;
+  out.minimum[0] = out.minimum[1] = 0.0f;
+  return out;
+}
+
+// The types of core/unpacked_block.h.
+template <class Format>
+inline SumBlock read_block(Format, const std::byte* row, int64_t b) {
+  UnpackedBlock from;
+  unpack_block(Format{}, row, b, from);
+  SumBlock out;
+  for (int64_t i = 0; i < kBlock; ++i) out.q[i] = from.q[i];
+  for (int64_t i = 0; i < 2; ++i) {
+    out.d[i] = from.d * static_cast<float>(from.c[i]);
+    out.minimum[i] = Format::kHasMinimum ? from.m * static_cast<float>(from.k[i]) : 0.0f;
+  }
   return out;
 }
 
 // Adds h times a block to 32 sums.
 inline void add_block(const SumBlock& block, float h, int64_t* sums) {
-  int64_t s[2], s_m;
-  if (to_sum(h, block.d[0], s[0]) && to_sum(h, block.d[1], s[1]) && to_sum(h, block.minimum, s_m)) {
-    for (int64_t i = 0; i < kBlock; ++i) add_sum(sums[i], s[i / 16] * block.q[i] - s_m);
+  int64_t s[2], s_m[2];
+  const bool fits = to_sum(h, block.d[0], s[0]) && to_sum(h, block.d[1], s[1]) && to_sum(h, block.minimum[0], s_m[0]) &&
+                    to_sum(h, block.minimum[1], s_m[1]);
+  if (fits) {
+    for (int64_t i = 0; i < kBlock; ++i) add_sum(sums[i], s[i / 16] * block.q[i] - s_m[i / 16]);
   } else {
     for (int64_t i = 0; i < kBlock; ++i) sums[i] = kNoSum;
   }
@@ -170,6 +187,7 @@ inline void fill_plain_sums(Kernels& table) {
   table.row_sum[kWeightQ4_K] = plain_block_sums<Q4K>;
   table.row_sum[kWeightQ5_K] = plain_block_sums<Q5K>;
   table.row_sum[kWeightQ6_K] = plain_block_sums<Q6K>;
+  for_unpacked_formats([&]<WeightType type, class Format>() { table.row_sum[type] = plain_block_sums<Format>; });
 }
 
 }  // namespace

@@ -67,7 +67,15 @@ constexpr Type kTypes[] = {{"F32", kWeightF32, 4, 0, 0, 0},
                            {"Q4_0", kWeightQ4_0, 18, 0, 1, 0x2000},
                            {"Q4_K", kWeightQ4_K, 144, 0, 2, 0x0800},
                            {"Q5_K", kWeightQ5_K, 176, 0, 2, 0x0800},
-                           {"Q6_K", kWeightQ6_K, 210, 208, 1, 0x0200}};
+                           {"Q6_K", kWeightQ6_K, 210, 208, 1, 0x0200},
+                           {"Q2_K", kWeightQ2_K, 84, 80, 2, 0x1000},
+                           {"Q3_K", kWeightQ3_K, 110, 108, 1, 0x0800},
+                           {"IQ4_XS", kWeightIQ4_XS, 136, 0, 1, 0x0200},
+                           {"Q4_1", kWeightQ4_1, 20, 0, 2, 0x2000},
+                           {"Q5_0", kWeightQ5_0, 22, 0, 1, 0x2000},
+                           {"Q5_1", kWeightQ5_1, 24, 0, 2, 0x2000},
+                           {"IQ4_NL", kWeightIQ4_NL, 18, 0, 1, 0x1000},
+                           {"MXFP4", kWeightMXFP4, 17, 0, 1, 0x3a78}};  // an exponent, and two weights
 
 // Plausible weights: blocks of small scales and random integers, or floats of ordinary size.
 void fill_rows(std::byte* data, const Type& type) {

@@ -13,9 +13,12 @@ struct QuantizeFlags {
 };
 
 void declare(Args& args, QuantizeFlags& flags) {
-  args.positional("IN", "GGUF file: F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K", flags.input);
+  args.positional("IN", "GGUF file, of any types that run", flags.input);
   args.positional("OUT", "the file to write; replaced when it is complete", flags.output);
-  args.positional("TYPE", "q8_0, q4_0, q4_k_s, q4_k_m, q5_k_s, q5_k_m, q6_k, f16, bf16, f32", flags.options.type);
+  args.positional("TYPE",
+                  "q8_0, q2_k, q3_k_s, q3_k_m, q3_k_l, q4_0, q4_1, q4_k_s, q4_k_m, q5_0, q5_1, q5_k_s, q5_k_m, q6_k, "
+                  "iq4_nl, iq4_xs, mxfp4, f16, bf16, f32",
+                  flags.options.type);
   args.choice("--layout", "neuron|gguf",
               "neuron: down projection transposed, one row per unit; gguf: as llama.cpp "
               "reads it",

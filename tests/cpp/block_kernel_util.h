@@ -19,8 +19,10 @@
 #include "cpu/canonical.h"
 #include "cpu/kernels_fill.h"
 #include "cpu/reference.h"
+#include "cpu/unpacked_format.h"
 #include "tests/cpp/emulated_tiles.h"
 #include "tests/cpp/util.h"
+#include "tests/cpp/weight_halves.h"
 
 namespace {
 
@@ -37,18 +39,21 @@ inline const std::vector<Kernels>& tables() {
     list[0].isa = "generic";
     fill_block_generic(list[0]);
     fill_block_k_generic(list[0]);
+    fill_unpacked_generic(list[0]);
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
       list.emplace_back().isa = "avx2";
       fill_block_avx2(list.back());
       fill_block_k_avx2(list.back());
+      fill_unpacked_avx2(list.back());
     }
     if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       list.emplace_back().isa = "avx512";
       fill_block_avx512(list.back());
       fill_block_k_avx512(list.back());
+      fill_unpacked_avx2(list.back());
       list.push_back(list.back());
       list.back().isa = "amx (emulated)";
       fill_block_emulated_amx(list.back());
@@ -138,9 +143,10 @@ Quantized quantize_plainly(const std::vector<float>& x) {
 // What the rules say about the block of 32 elements of a row: its integers, and what scales them.
 struct PlainBlock {
   int q[32];
-  float d;        // Q8_0, Q4_0, Q6_K: the scale; Q4_K, Q5_K: d * scale
-  float minimum;  // Q4_K, Q5_K: dmin * minimum, else 0
-  int c[2];       // Q6_K: scales of the halves, else 1
+  float d;        // the scale; Q4_K, Q5_K: d * scale
+  float minimum;  // of types that have one; Q4_K, Q5_K: dmin * minimum
+  int c[2];       // scales of the halves, else 1
+  int k[2];       // minima of the halves, else 1
 };
 
 float half_at(const std::byte* at) {
@@ -158,7 +164,7 @@ std::pair<int, int> packed_scale(const std::byte* packed, int i) {
 
 PlainBlock read_k_block(WeightType type, const std::byte* super, int b) {
   const auto byte = [&](int at) { return static_cast<int>(super[at]); };
-  PlainBlock out{{}, half_at(super + (type == kWeightQ6_K ? 208 : 0)), 0.0f, {1, 1}};
+  PlainBlock out{{}, half_at(super + (type == kWeightQ6_K ? 208 : 0)), 0.0f, {1, 1}, {1, 1}};
   if (type == kWeightQ6_K) {
     for (int i = 0; i < 2; ++i) out.c[i] = static_cast<int8_t>(byte(192 + 2 * b + i));
     for (int i = 0; i < 32; ++i)
@@ -179,11 +185,25 @@ PlainBlock read_k_block(WeightType type, const std::byte* super, int b) {
 // Bytes of row_multiple(type) elements.
 size_t group_bytes(WeightType type) { return reference::row_bytes(type, row_multiple(type)); }
 
+// The types of core/unpacked_block.h, whose decoding is compared with the gguf package elsewhere.
+PlainBlock read_unpacked(WeightType wanted, const std::byte* row, int64_t b) {
+  PlainBlock out{};
+  for_unpacked_formats([&]<WeightType type, class Format>() {
+    if (type != wanted) return;
+    UnpackedBlock block;
+    unpack_block(Format{}, row, b, block);
+    out = {{}, block.d, block.m, {block.c[0], block.c[1]}, {block.k[0], block.k[1]}};
+    std::copy_n(block.q, 32, out.q);
+  });
+  return out;
+}
+
 PlainBlock read_block(WeightType type, const std::byte* row, int64_t b) {
+  if (type > kWeightQ6_K) return read_unpacked(type, row, b);
   const int64_t per_group = row_multiple(type) / 32;
   const std::byte* group = row + static_cast<size_t>(b / per_group) * group_bytes(type);
   if (per_group > 1) return read_k_block(type, group, static_cast<int>(b % per_group));
-  PlainBlock out{{}, half_at(group), 0.0f, {1, 1}};
+  PlainBlock out{{}, half_at(group), 0.0f, {1, 1}, {1, 1}};
   for (int i = 0; i < 32; ++i) {
     const int pair = static_cast<int>(group[2 + i % 16]);
     out.q[i] = type == kWeightQ8_0 ? static_cast<int8_t>(group[2 + i]) : (i < 16 ? pair & 15 : pair >> 4) - 8;
@@ -195,12 +215,12 @@ float dot_plainly(WeightType type, const std::byte* row, const ActivationRow& a,
   float lane[16] = {};
   for (int64_t b = 0; b < n / 32; ++b) {
     const PlainBlock block = read_block(type, row, b);
-    int32_t s = 0;
+    int32_t s = 0, s_m = 0;
     for (int i = 0; i < 32; ++i) s += block.c[i / 16] * block.q[i] * a.q[32 * b + i];
+    for (int i = 0; i < 32; ++i) s_m += block.k[i / 16] * a.q[32 * b + i];
     float& to = lane[b % 16];
     to = std::fma(block.d * a.scale[b], static_cast<float>(s), to);
-    if (type == kWeightQ4_K || type == kWeightQ5_K)
-      to = std::fma(-block.minimum, a.scale[b] * static_cast<float>(a.sum[b]), to);
+    if (has_minimum(type)) to = std::fma(-block.minimum, a.scale[b] * static_cast<float>(s_m), to);
   }
   for (int half = 8; half > 0; half /= 2)
     for (int j = 0; j < half; ++j) lane[j] += lane[j + half];
@@ -243,8 +263,8 @@ void fill_weights(WeightType type, std::byte* data, int64_t n, Fill fill, std::m
       const uint16_t scale = make_scale(fill, rng);
       std::memcpy(data + at, &scale, 2);
     };
-    put_scale(type == kWeightQ6_K ? 208 : 0);
-    if (type == kWeightQ4_K || type == kWeightQ5_K) put_scale(2);
+    for (const size_t at : halves_of(type)) put_scale(at);
+    if (type == kWeightMXFP4 && fill == Fill::kPlain) data[0] = static_cast<std::byte>(110 + rng() % 16);
   }
 }
 
@@ -318,7 +338,9 @@ struct Problem {
   std::vector<ActivationRow> acts;
 };
 
-constexpr WeightType kTypes[] = {kWeightQ8_0, kWeightQ4_0, kWeightQ4_K, kWeightQ5_K, kWeightQ6_K};
+constexpr WeightType kTypes[] = {kWeightQ8_0,   kWeightQ4_0,   kWeightQ4_K, kWeightQ5_K, kWeightQ6_K,
+                                 kWeightQ2_K,   kWeightQ3_K,   kWeightQ4_1, kWeightQ5_0, kWeightQ5_1,
+                                 kWeightIQ4_NL, kWeightIQ4_XS, kWeightMXFP4};
 constexpr int64_t kLengths[] = {32, 64, 224, 256, 288, 480, 512, 544, 992, 2048 + 32};
 
 // The least possible length of a row that is no less than n.

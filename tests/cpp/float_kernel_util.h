@@ -17,6 +17,7 @@
 #include "cpu/canonical.h"
 #include "cpu/kernels_fill.h"
 #include "cpu/reference.h"
+#include "tests/cpp/weight_halves.h"
 
 namespace hotset::cpu {
 namespace {
@@ -42,25 +43,27 @@ namespace {
 
 constexpr float kEps = 0x1p-24f;  // half an ulp of 1
 
-constexpr WeightType kAllTypes[] = {kWeightF32,  kWeightF16,  kWeightBF16, kWeightQ8_0,
-                                    kWeightQ4_0, kWeightQ4_K, kWeightQ5_K, kWeightQ6_K};
+constexpr WeightType kAllTypes[] = {kWeightF32,  kWeightF16,    kWeightBF16, kWeightQ8_0, kWeightQ4_0,  kWeightQ4_K,
+                                    kWeightQ5_K, kWeightQ6_K,   kWeightQ2_K, kWeightQ3_K, kWeightIQ4_XS, kWeightQ4_1,
+                                    kWeightQ5_0, kWeightQ5_1,   kWeightIQ4_NL, kWeightMXFP4};
 constexpr WeightType kFloatTypes[] = {kWeightF32, kWeightF16, kWeightBF16};
 
 // Float kernels and sums of units of every instruction set of this CPU.
 inline std::vector<Kernels> float_tables() {
   const std::string best = best_isa();
   std::vector<Kernels> tables(1);
-  fill_float_generic(tables[0]), fill_sum_generic(tables[0]);
+  fill_unpacked_generic(tables[0]), fill_float_generic(tables[0]), fill_sum_generic(tables[0]);
   tables[0].isa = "generic";
 #if defined(__x86_64__)
   if (best != "generic") {
     tables.emplace_back();
-    fill_float_avx2(tables.back()), fill_sum_avx2(tables.back());
+    fill_unpacked_generic(tables.back()), fill_float_avx2(tables.back()), fill_sum_avx2(tables.back());
     tables.back().isa = "avx2";
   }
   if (best == "avx512") {
     tables.emplace_back();
-    fill_float_avx512(tables.back()), fill_sum_avx512(tables.back());
+    fill_unpacked_generic(tables.back()), fill_float_avx512(tables.back());
+    fill_sum_avx2(tables.back()), fill_sum_avx512(tables.back());
     tables.back().isa = "avx512";
   }
 #endif
@@ -161,8 +164,8 @@ class Random {
     for (int64_t i = 0; type == kWeightF16 && i < n; ++i) put_half(static_cast<size_t>(i) * 2);
     const size_t block = is_block_type(type) ? reference::row_bytes(type, row_multiple(type)) : bytes;
     for (size_t at = 0; is_block_type(type) && at < bytes; at += block) {
-      put_half(at + (type == kWeightQ6_K ? 208 : 0));
-      if (type == kWeightQ4_K || type == kWeightQ5_K) put_half(at + 2);
+      for (const size_t half : halves_of(type)) put_half(at + half);
+      if (type == kWeightMXFP4) row[at] = static_cast<std::byte>(100 + below(28));
     }
   }
 

@@ -93,6 +93,18 @@ TEST_CASE("block kernels: dot_rows of a list equals the rows one by one") {
   }
 }
 
+TEST_CASE("block kernels: dot_rows of rows that are too long to keep sums for") {
+  std::mt19937 rng(kSeed + 7);
+  for (WeightType type : {kWeightQ2_K, kWeightQ3_K}) {
+    const Problem problem(type, 32768 + kSuperBlock, 3, 1, Fill::kPlain, 2, rng);
+    const std::vector<float> expected = problem.expected();
+    for (const Kernels& kernels : tables()) {
+      INFO("isa ", kernels.isa, " type ", type);
+      CHECK(first_difference(problem.by_dot_rows(kernels), expected) == -1);
+    }
+  }
+}
+
 TEST_CASE("block kernels: gemm equals dot_rows for every number of activations") {
   std::mt19937 rng(kSeed + 3);
   for (WeightType type : kTypes)
@@ -160,19 +172,22 @@ TEST_CASE("block kernels: dots are close to the sum in double of the dequantised
 TEST_CASE("block kernels: the largest sums of every type are exact") {
   for (WeightType type : kTypes)
     for (const int weight_byte : {0x00, 0xff})
-      for (const int scale_byte : {0x80, 0x7f})  // of Q6_K; 6-bit scales are 63 when all bits are set
+      for (const int scale_byte : {0x80, 0x7f})  // of types that have some
         for (const float x : {1.0f, -1.0f}) {
           constexpr int64_t n = 512;
           std::vector<std::byte> row(reference::row_bytes(type, n));
           for (size_t at = 0; at < row.size(); at += group_bytes(type)) {
-            const bool q6_k = type == kWeightQ6_K, has_minimum = type == kWeightQ4_K || type == kWeightQ5_K;
+            const auto scales = static_cast<std::byte>(scale_byte);
             std::fill_n(&row[at], group_bytes(type), static_cast<std::byte>(weight_byte));
-            if (has_minimum) std::fill_n(&row[at + 4], 12, std::byte{0xff});
-            if (q6_k) std::fill_n(&row[at + 192], 16, static_cast<std::byte>(scale_byte));
-            for (const size_t scale_at : {size_t{0}, size_t{2}}) {
-              const uint16_t one = 0x3c00;
-              if (scale_at == 0 || has_minimum) std::memcpy(&row[at + (q6_k ? 208 : scale_at)], &one, 2);
-            }
+            if (type == kWeightQ4_K || type == kWeightQ5_K) std::fill_n(&row[at + 4], 12, std::byte{0xff});
+            if (type == kWeightQ6_K) std::fill_n(&row[at + 192], 16, scales);
+            if (type == kWeightQ2_K) std::fill_n(&row[at], 16, scales);
+            const std::byte ends{static_cast<uint8_t>(scale_byte == 0x80 ? 0 : 0xff)};  // -32 or 31
+            if (type == kWeightQ3_K) std::fill_n(&row[at + 96], 12, ends);
+            if (type == kWeightIQ4_XS) std::fill_n(&row[at + 2], 6, ends);
+            if (type == kWeightMXFP4) row[at] = std::byte{128};
+            const uint16_t one = 0x3c00;
+            for (const size_t half : halves_of(type)) std::memcpy(&row[at + half], &one, 2);
           }
           const Quantized quantized = quantize_plainly(std::vector<float>(n, x));
           const ActivationRow act{nullptr, quantized.q.data(), quantized.scale.data(), quantized.sum.data()};

@@ -270,7 +270,8 @@ TEST_CASE("cpu phases: Rope turns pairs in both layouts and leaves the rest of a
 
 TEST_CASE("cpu phases: MatMul, several of one input fused, float and block weights mixed") {
   for (const DType dtype :
-       {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K}) {
+       {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K,
+        DType::kQ2_K, DType::kQ5_1, DType::kIQ4_NL}) {
     for (const int64_t n_out : {3, 33, 300}) {
       CAPTURE(dtype_name(dtype));
       CAPTURE(n_out);
@@ -291,7 +292,8 @@ TEST_CASE("cpu phases: MatMul, several of one input fused, float and block weigh
 
 TEST_CASE("cpu phases: SparseFfn, for unit counts around the number of shares and any width") {
   for (const DType dtype :
-       {DType::kF32, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K}) {
+       {DType::kF32, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K, DType::kQ2_K,
+        DType::kQ5_1}) {
     for (const auto& [n_least, n_ff] :
          {std::pair<int64_t, int64_t>{32, 1}, {64, 15}, {96, 17}, {160, 100}, {32, 300}}) {
       for (const Activation activation : {Activation::kSilu, Activation::kRelu}) {
@@ -349,7 +351,8 @@ BufferId add_parts(Toy& toy, const op::SparseFfn& whole, BufferId detected, int6
 }
 
 TEST_CASE("cpu phases: sums of two parts of the units merge to the bits of all units") {
-  for (const DType dtype : {DType::kF32, DType::kF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ6_K})
+  for (const DType dtype :
+       {DType::kF32, DType::kF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ6_K, DType::kQ2_K})
     for (const int64_t cut : {1, 90, 149})
       for (const bool listed : {false, true}) {
         CAPTURE(dtype_name(dtype));
@@ -461,7 +464,7 @@ TEST_CASE("cpu phases: what the device lacks is a DeviceError before anything ru
 
 TEST_CASE("cpu phases: weight types without kernels are refused, whichever operand has them") {
   const auto device = make_cpu_device({1, ""});
-  for (const DType dtype : {DType::kQ8_0, DType::kIQ4_NL}) {
+  for (const DType dtype : {DType::kQ8_0, DType::kQ8_1}) {
     Toy toy(12);
     const WeightId right = toy.weight(DType::kQ8_0, 32, 64), other = toy.weight(DType::kQ8_0, 32, 64);
     toy.plan().weights.back().view.dtype = dtype;

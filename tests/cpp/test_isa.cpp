@@ -48,7 +48,7 @@ TEST_CASE("kernels_for gives AMX to those who name it only, and AVX-512 for what
   CHECK((amx.attend_chunk == avx512.attend_chunk));
   for (int type = 0; type < kNWeightTypes; ++type) {
     CHECK((amx.dot_rows[type] == avx512.dot_rows[type]));
-    CHECK((amx.gemm[type] != avx512.gemm[type]) == is_block_type(static_cast<WeightType>(type)));
+    CHECK((amx.gemm[type] != avx512.gemm[type]) == (type >= kWeightQ8_0 && type <= kWeightQ6_K));
   }
 }
 

@@ -365,7 +365,7 @@ TEST_CASE("weights: types without kernels, unknown types and norms that are not 
       w.tensor(name).data.resize(n_bytes);
     };
   };
-  check_unsupported("Q4_1", with_type("blk.0.attn_q.weight", 3, 32 * 20));
+  check_unsupported("Q8_1", with_type("blk.0.attn_q.weight", 9, 32 * 36));
   check_unsupported("type number 99", with_type("blk.0.attn_q.weight", 99, 4096));
   check_unsupported("I8", with_type("blk.1.ffn_up.weight", 24, 2048));
   check_unsupported("F16", with_type("output_norm.weight", 1, 64));

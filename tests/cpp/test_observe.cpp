@@ -110,7 +110,7 @@ constexpr bool kThreadsOnly = false;
 TEST_CASE("observe: the same bits whatever the type, layout, threads, instruction set and batch, and dense logits") {
   for (const Family& family : kFamilies)
     for (const bool neuron_major : {true, false})
-      for (const DType dtype : {DType::kF32, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K}) {
+      for (const DType dtype : {DType::kF32, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ5_1}) {
         if (kThreadsOnly && dtype != DType::kQ4_0) continue;
         CAPTURE(family.arch);
         CAPTURE(activation_name(family.activation));

@@ -145,15 +145,22 @@ TEST_CASE("quantize_model: what cannot be one model is refused") {
 
 TEST_CASE("quantize_mixture: families and sizes with rules of their own") {
   const Mixture& mixture = *find_mixture("Q4_K_M");
-  MixtureModel falcon{"falcon", 32, false, false, false};
+  MixtureModel falcon{"falcon", 32, 1, false, false};
   CHECK(mixture_type(mixture, falcon, "output.weight") == DType::kQ8_0);
   CHECK(mixture_type(mixture, falcon, "blk.1.ffn_down.weight") == DType::kQ6_K);
   CHECK(mixture_type(mixture, falcon, "blk.2.ffn_down.weight") == DType::kQ5_K);
   CHECK(mixture_type(mixture, falcon, "blk.4.ffn_down_t.weight") == DType::kQ4_K);
   CHECK(mixture_type(mixture, falcon, "blk.0.attn_qkv.weight") == DType::kQ6_K);
-  MixtureModel large{"llama", 80, true, false, false};
+  MixtureModel large{"llama", 80, 8, false, false};
   CHECK(mixture_type(mixture, large, "blk.10.attn_v.weight") == DType::kQ5_K);
   CHECK(mixture_type(mixture, large, "blk.10.ffn_down_t.weight") == DType::kQ4_K);
+  for (const char* name : {"q2_k", "q3_k_s", "q3_k_m", "q3_k_l"})
+    CHECK(mixture_type(*find_mixture(name), large, "blk.10.attn_v.weight") == DType::kQ5_K);
+  const MixtureModel grouped{"llama", 32, 4, false, false};
+  CHECK(mixture_type(*find_mixture("q2_k"), grouped, "blk.10.attn_v.weight") == DType::kQ4_K);
+  CHECK(mixture_type(*find_mixture("iq4_xs"), grouped, "blk.10.attn_v.weight") == DType::kQ5_K);
+  CHECK(mixture_type(*find_mixture("q3_k_m"), falcon, "blk.2.ffn_down.weight") == DType::kQ4_K);
+  CHECK(mixture_type(*find_mixture("q3_k_m"), falcon, "blk.4.ffn_down.weight") == DType::kQ3_K);
   large.pure = true;
   CHECK(mixture_type(mixture, large, "output.weight") == DType::kQ4_K);
   CHECK(fitting_type(DType::kQ6_K, 4096) == DType::kQ6_K);

@@ -134,9 +134,9 @@ TEST_CASE("sums of units: many units of the largest contributions") {
           for (int64_t i = 0; i < n; ++i) std::memcpy(at + 2 * i, &one, 2);
         const size_t block = reference::row_bytes(type, row_multiple(type));
         for (size_t b = 0; is_block_type(type) && b < reference::row_bytes(type, n); b += block) {
-          std::memcpy(at + b + (type == kWeightQ6_K ? 208 : 0), &one, 2);
+          for (const size_t half : halves_of(type)) std::memcpy(at + b + half, &one, 2);
           if (type == kWeightQ4_K || type == kWeightQ5_K) std::memset(at + b + 4, 0x41, 12);  // scales and minima 1, ..
-          if (type == kWeightQ4_K || type == kWeightQ5_K) std::memcpy(at + b + 2, &one, 2);
+          if (type == kWeightMXFP4) at[b] = std::byte{128};  // scale 1
           if (type == kWeightQ8_0) std::memset(at + b + 2, row % 2 ? 0x80 : 0x7f, 32);
         }
       }
@@ -165,11 +165,9 @@ TEST_CASE("sums of units: what is too large or no number poisons its columns, bu
           else if (type == kWeightBF16)
             std::memcpy(in.m.bytes.data() + at, wide + 1, 2);
           else
-            std::memcpy(in.m.bytes.data() + at +
-                            (type == kWeightQ6_K      ? 208
-                             : block > 100 && hit % 2 ? 2
-                                                      : 0),
-                        &half, 2);
+            for (const size_t from : halves_of(type))
+              if (hit % 2 == 0 || from == halves_of(type).back()) std::memcpy(in.m.bytes.data() + at + from, &half, 2);
+          if (type == kWeightMXFP4) in.m.bytes[static_cast<int64_t>(at)] = std::byte{255};
         }
         if (round % 4 == 3) {
           const float kHard[] = {INFINITY, -INFINITY, NAN, 0x1p30f, 0x1p127f, -32000.0f, 33000.0f, -0.0f, 0x1p-149f};

@@ -10,6 +10,7 @@
 #include <new>
 
 #include "core/half.h"
+#include "core/quantize.h"
 #include "core/weights.h"
 #include "cpu/cpu_program.h"
 #include "cpu/reference.h"
@@ -211,14 +212,11 @@ std::string random_matrix(std::mt19937_64& random, DType dtype, int64_t n_in, in
     }
     return out.bytes();
   }
-  for (int64_t i = 0; i < n_in * n_out; ++i) {
-    const float value = static_cast<float>(spread * uniform(random));
-    if (dtype == DType::kF32)
-      out.put(value);
-    else
-      out.put(dtype == DType::kF16 ? f32_to_f16(value) : f32_to_bf16(value));
-  }
-  return out.bytes();
+  std::vector<float> values(static_cast<size_t>(n_in * n_out));
+  for (float& value : values) value = static_cast<float>(spread * uniform(random));
+  std::string bytes(row_bytes(dtype, n_in * n_out), '\0');
+  quantize_row(dtype, values.data(), n_in * n_out, reinterpret_cast<std::byte*>(bytes.data()));
+  return bytes;
 }
 
 GgufWriter tiny_writer(const TinySpec& spec) {

@@ -110,8 +110,16 @@ struct TinySpec {
 };
 
 // Weight types that models may have.
-constexpr DType kModelTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ8_0,
-                                 DType::kQ4_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
+constexpr DType kModelTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ8_0, DType::kQ4_0,  DType::kQ4_1,
+                                 DType::kQ5_0, DType::kQ5_1, DType::kQ2_K, DType::kQ3_K, DType::kQ4_K,  DType::kQ5_K,
+                                 DType::kQ6_K, DType::kIQ4_NL, DType::kIQ4_XS, DType::kMXFP4};
+
+// Types that differ from another one, Q2_K or IQ4_NL, in how blocks are read alone: slow tests leave them out.
+inline bool shares_kernels(DType dtype) {
+  for (const DType other : {DType::kQ4_1, DType::kQ5_0, DType::kQ5_1, DType::kQ3_K, DType::kIQ4_XS, DType::kMXFP4})
+    if (dtype == other) return true;
+  return false;
+}
 
 inline bool is_block_type(DType dtype) { return dtype_info(dtype).block_size > 1; }
 

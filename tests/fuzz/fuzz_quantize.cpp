@@ -39,11 +39,12 @@ class MemoryFile {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   if (size < 2) return 0;
-  static const char* const kTypes[] = {"q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "f16", "bf16", "f32"};
+  static const char* const kTypes[] = {"q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q2_k", "q3_k_m", "q4_1",
+                                      "q5_0", "q5_1", "iq4_nl", "iq4_xs", "mxfp4", "f16", "bf16", "f32"};
   QuantizeOptions options;
-  options.type = kTypes[bytes[0] & 7];
-  options.layout = (bytes[0] & 8) ? "gguf" : "neuron";
-  options.pure = (bytes[0] & 16) != 0;
+  options.type = kTypes[bytes[0] & 15];
+  options.layout = (bytes[0] & 16) ? "gguf" : "neuron";
+  options.pure = (bytes[0] & 32) != 0;
   options.n_threads = 1;
   const MemoryFile input(bytes + 1, size - 1);
   static const std::string out = "/dev/shm/fuzz_quantize-" + std::to_string(::getpid()) + ".gguf";

@@ -15,8 +15,13 @@ from test_cli_pty import Terminal
 gguf = pytest.importorskip("gguf")
 quants = pytest.importorskip("gguf.quants")
 
-EXACT = ["f32", "f16", "bf16", "q8_0", "q4_0"]
+EXACT = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "mxfp4"]
 K_TYPES = ["q4_k_m", "q5_k_m", "q6_k"]
+HIGH_BYTES = {  # of the 16-bit floats in a block
+    "F16": [1], "BF16": [1], "Q8_0": [1], "Q4_0": [1], "Q4_K": [1, 3], "Q5_K": [1, 3], "Q6_K": [209],
+    "Q2_K": [81, 83], "Q3_K": [109], "IQ4_XS": [1], "Q4_1": [1, 3], "Q5_0": [1], "Q5_1": [1, 3], "IQ4_NL": [1],
+    "MXFP4": [],
+}  # fmt: skip
 MATRICES = {
     "attn_q": (256, 256), "attn_k": (128, 256), "attn_v": (128, 256), "attn_output": (256, 256),
     "ffn_gate": (512, 256), "ffn_up": (512, 256), "ffn_down": (256, 512),
@@ -34,9 +39,27 @@ CHOICES = {
     "q5_k_s": ("Q5_K", "Q6_K", "Q5_K", set(), set(), 16),
     "q5_k_m": ("Q5_K", "Q6_K", "Q6_K", SENSITIVE, SENSITIVE, 17),
     "q6_k": ("Q6_K", "Q6_K", "Q6_K", set(), set(), 18),
+    "q2_k": ("Q2_K", "Q6_K", "Q2_K", set(), set(), 10),
+    "q3_k_s": ("Q3_K", "Q6_K", "Q3_K", set(), set(), 11),
+    "q3_k_m": ("Q3_K", "Q6_K", "Q5_K", {0, 1}, {0}, 12),
+    "q3_k_l": ("Q3_K", "Q6_K", "Q3_K", set(), set(), 13),
+    "q4_1": ("Q4_1", "Q6_K", "Q4_1", set(), set(), 3),
+    "q5_0": ("Q5_0", "Q6_K", "Q5_0", set(), set(), 8),
+    "q5_1": ("Q5_1", "Q6_K", "Q5_1", set(), set(), 9),
+    "iq4_nl": ("IQ4_NL", "Q6_K", "Q5_K", set(), {0, 1}, 25),
+    "iq4_xs": ("IQ4_XS", "Q6_K", "Q5_K", set(), {0, 1}, 30),
+    "mxfp4": ("MXFP4", "Q8_0", "MXFP4", set(), set(), 38),  # ours: it stores all of a dense model as Q8_0
     "f16": ("F16", "F16", "F16", set(), set(), 1),
     "bf16": ("BF16", "BF16", "BF16", set(), set(), 32),
     "f32": ("F32", "F32", "F32", set(), set(), 0),
+}
+
+
+# Matrices that have another type than most in all other layers.
+OTHERS = {
+    "q2_k": {"attn_v": "Q3_K", "attn_output": "Q3_K", "ffn_down": "Q3_K"},
+    "q3_k_m": {"attn_v": "Q4_K", "attn_output": "Q4_K", "ffn_down": "Q4_K"},
+    "q3_k_l": {"attn_v": "Q5_K", "attn_output": "Q5_K", "ffn_down": "Q5_K"},
 }
 
 
@@ -177,17 +200,18 @@ def test_encodes_as_the_gguf_package(quantize, tmp_path, dtype):
                                   quants.quantize(rows, qtype).view(np.uint8).reshape(len(rows), -1))  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("dtype", HIGH_BYTES)
 def test_decodes_as_the_gguf_package(quantize, tmp_path, dtype):
     """Random bytes; only the 16-bit floats are kept finite."""
     random = np.random.default_rng(8)
     qtype = gguf.GGMLQuantizationType[dtype]
     block, block_bytes = gguf.GGML_QUANT_SIZES[qtype]
     data = random.integers(0, 256, (40, 512 // block * block_bytes), dtype=np.uint8)
-    halves = {"F16": [1], "BF16": [1], "Q8_0": [1], "Q4_0": [1], "Q4_K": [1, 3], "Q5_K": [1, 3], "Q6_K": [209]}
     blocks = data.reshape(-1, block_bytes)
-    for high_byte in halves[dtype]:
+    for high_byte in HIGH_BYTES[dtype]:
         blocks[:, high_byte] &= 0xBB  # bit 2 of the exponent of either 16-bit format
+    if dtype == "MXFP4":
+        blocks[:, 0] &= 0x7F
     source = tensors_file(tmp_path / "in.gguf", {"a.weight": (data, dtype)})
     out = read(quantize(source, tmp_path / "out.gguf", "f32"))["a.weight"]
     expected = quants.dequantize(data, qtype)
@@ -198,13 +222,14 @@ def test_decodes_as_the_gguf_package(quantize, tmp_path, dtype):
 @pytest.mark.parametrize("dtype", CHOICES)
 def test_types_are_those_that_llama_cpp_chooses(quantize, source, tmp_path, dtype):
     base, head, special, v_layers, down_layers, file_type = CHOICES[dtype]
+    other = OTHERS.get(dtype, {})
     out = quantize(source, tmp_path / "out.gguf", dtype.upper())
     expected = {"token_embd.weight": base, "output.weight": head, "output_norm.weight": "F32"}
     for layer in range(16):
         for name in MATRICES:
             stored = "ffn_down_t" if name == "ffn_down" else name
             layers = {"attn_v": v_layers, "ffn_down": down_layers}.get(name, set())
-            expected[f"blk.{layer}.{stored}.weight"] = special if layer in layers else base
+            expected[f"blk.{layer}.{stored}.weight"] = special if layer in layers else other.get(name, base)
         expected |= {f"blk.{layer}.{name}.weight": "F32" for name in ("attn_norm", "ffn_norm")}
     assert {name: tensor.tensor_type.name for name, tensor in read(out).items()} == expected
     assert field(out, "general.file_type") == file_type
@@ -267,7 +292,7 @@ def test_metadata_is_copied(quantize, small, tmp_path):
     assert after.alignment == 64
 
 
-@pytest.mark.parametrize("dtype", ["q4_k_m", "q4_0", "f32"])
+@pytest.mark.parametrize("dtype", ["q4_k_m", "q2_k", "q3_k_m", "iq4_xs", "q4_0", "f32"])
 def test_any_number_of_threads_gives_the_same_file(quantize, small, tmp_path, dtype):
     expected = quantize(small, tmp_path / "1.gguf", dtype, "-t", "1").read_bytes()
     for n_threads in ("2", "3", "8"):
@@ -405,11 +430,11 @@ def test_files_that_are_no_models_are_refused(hotset, shared, tmp_path):
 
 
 def test_types_without_a_codec_are_refused(hotset, tmp_path):
-    block = np.zeros((4, 84), np.uint8)
-    source = tensors_file(tmp_path / "in.gguf", {"a.weight": (block, "Q2_K")})
+    block = np.zeros((4, 64), np.uint8)
+    source = tensors_file(tmp_path / "in.gguf", {"a.weight": (block, "I8")})
     result = hotset("quantize", str(source), str(tmp_path / "out.gguf"), "q8_0")
     assert_one_error_line(result, 1)
-    assert b"Q2_K" in result.stderr
+    assert b"I8" in result.stderr
 
 
 def test_both_layouts_at_once_are_refused(hotset, tmp_path):

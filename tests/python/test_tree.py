@@ -17,8 +17,8 @@ PUBLIC = {
 
 # docs/ARCHITECTURE.md, "Layers". A file belongs to the layer of its stem; the longest prefix counts.
 LAYERS = [
-    ["error", "log", "dtype", "half", "tensor", "kinds", "unicode", "unit_counts", "quantize",
-     "json", "bit_planes", "knapsack"],
+    ["error", "log", "dtype", "half", "tensor", "kinds", "unicode", "unit_counts", "unpacked_block",
+     "quantize", "json", "bit_planes", "knapsack"],
     ["arena", "atomic_file", "mmap_file", "gguf", "topology", "machine_rates"],
     ["op", "device", "devices", "fetched_weights", "handoff", "lint", "plan", "thread_pool"],
     ["architecture", "model_config", "weights", "rope", "tokenizer", "pre_tokenizer", "sampler",
