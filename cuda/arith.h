@@ -93,7 +93,8 @@ HS_DEVICE inline float scale_pow2(float x, float n) {
   return (x * first) * second;
 }
 
-// e^x by the operations of cpu/float_math.h.
+// This and the functions of activations below: the operations of cpu/float_math.h.
+// e^x.
 HS_DEVICE inline float exp_value(float x) {
   x = -105.0f > x ? -105.0f : x;  // NaN passes through
   x = 89.0f < x ? 89.0f : x;
@@ -123,16 +124,55 @@ HS_DEVICE inline float library_exp(float x) {
 HS_DEVICE inline float silu(float x) { return x / (1.0f + exp_value(0.0f - x)); }
 HS_DEVICE inline float relu(float x) { return x > 0.0f ? x : 0.0f; }
 
-// act(gate) * up, or act(up) without a gate.
-HS_DEVICE inline float activated(Activation activation, bool has_gate, float gate, float up) {
-  if (!has_gate) {
-    if (activation == Activation::kSilu) return silu(up);
-    return activation == Activation::kRelu ? relu(up) : relu(up) * up;
+// cap * tanh(x / cap).
+HS_DEVICE inline float soft_capped(float x, float cap) {
+  const float y = x / cap;
+  return cap * (1.0f - 2.0f / (1.0f + exp_value(y + y)));
+}
+
+HS_DEVICE inline float gelu(float x) {
+  const float negative = 0.0f - x, magnitude = negative > x ? negative : x;  // NaN passes through
+  const float a = 20.0f < magnitude ? 20.0f : magnitude;
+  const float t = 1.0f / fused(a, 0.35f, 1.0f);
+  float p = -0x1.d37426p-6f;
+  p = fused(p, t, 0x1.215362p-3f);
+  p = fused(p, t, -0x1.00c15ap-2f);
+  p = fused(p, t, 0x1.3bbb82p-3f);
+  p = fused(p, t, -0x1.499bap-6f);
+  p = fused(p, t, 0x1.abbc26p-4f);
+  p = fused(p, t, 0x1.ebc5d6p-4f);
+  p = fused(p, t, 0x1.1e625cp-3f);
+  p = fused(p, t, 0x1.1df272p-3f);
+  return relu(x) - a * ((p * t) * exp_value((a * a) * -0.5f));
+}
+HS_DEVICE inline float gelu_tanh(float x) {
+  return x / (1.0f + exp_value(0.0f - x * fused(x * x, 0x1.2444f2p-4f, 0x1.988454p+0f)));
+}
+
+// An activation, and the threshold of kFatRelu.
+struct ActivationRule {
+  Activation kind = Activation::kRelu;
+  float threshold = 0;
+};
+
+// act(x), of one product.
+HS_DEVICE inline float activated_alone(const ActivationRule& rule, float x) {
+  switch (rule.kind) {
+    case Activation::kSilu: return silu(x);
+    case Activation::kRelu2: return relu(x) * x;
+    case Activation::kFatRelu: return x > 0.0f ? x + rule.threshold : 0.0f;
+    case Activation::kGelu: return gelu(x);
+    case Activation::kGeluTanh: return gelu_tanh(x);
+    default: return relu(x);
   }
-  if (activation == Activation::kSilu) return silu(gate) * up;
-  if (activation == Activation::kRelu) return relu(gate) * up;
-  if (activation == Activation::kDRelu) return relu(gate) * relu(up);
-  return relu(relu(gate) * gate) * up;
+}
+
+// act(gate) * up, or act(up) without a gate.
+HS_DEVICE inline float activated(const ActivationRule& rule, bool has_gate, float gate, float up) {
+  if (!has_gate) return activated_alone(rule, up);
+  const float act = activated_alone(rule, gate);
+  if (rule.kind == Activation::kDRelu) return act * relu(up);
+  return (rule.kind == Activation::kRelu2 ? relu(act) : act) * up;  // a -0 becomes +0
 }
 
 // Sums of units: int64 in units of 2^-kSumBits; kNoSum stays that.

@@ -3,7 +3,9 @@
 // An item is up to 8 query heads of one KV head, so that keys and values are read once for them. While rows are few it
 // is one chunk, whose state goes to memory for MergeAttention; else all chunks of the row, one a round, merged as they
 // come.
-// Must move: keys and values of the row's positions once for every 8 heads.
+// With a window the chunks before the first position that a row sees are left out, and that position may be anywhere in
+// its chunk.
+// Must move: keys and values of the positions that the row sees once for every 8 heads.
 #pragma once
 
 #include "cuda/kernel_rows.h"
@@ -14,6 +16,11 @@ constexpr int64_t kChunk = 256;       // positions
 constexpr int kQueries = 8;           // query heads of an item
 constexpr int kMostHeadDim = 256;
 constexpr int64_t kSplitRows = 4;     // rows up to which chunks are split over blocks
+
+// The first position that a row at `position` sees.
+HS_DEVICE inline int64_t first_visible(int64_t position, int64_t window) {
+  return window > 0 && position >= window ? position - window + 1 : 0;
+}
 
 // A query's maximum, sum of exponentials and weighted values.
 HS_DEVICE inline void merge_scales(float m_a, float m_b, float& m, float& scale_a, float& scale_b) {
@@ -36,7 +43,8 @@ struct AttendChunks {
   KvPlace place;
   Rows q, out;
   int64_t n_head = 0;
-  float scale = 0;
+  float scale = 0, softcap = 0;  // softcap 0: none
+  int64_t window = 0;            // 0: all positions
   float* partials = nullptr;  // (kSplitRows, n_head, max_chunks, head_dim + 2): m, l, o
   int64_t max_chunks = 0;
 
@@ -44,35 +52,48 @@ struct AttendChunks {
   HS_DEVICE int64_t n_parts() const { return div_up(group(), kQueries); }  // of the heads of a KV head
   HS_DEVICE bool is_split() const { return step.head->n_rows <= kSplitRows; }
   HS_DEVICE int64_t n_chunks(int64_t row) const { return least(step.position(row) / kChunk + 1, max_chunks); }
+  HS_DEVICE int64_t first_chunk(int64_t row) const { return first_visible(step.position(row), window) / kChunk; }
   HS_DEVICE int64_t n_items() const {
     return step.head->n_rows * place.layout.n_head_kv * n_parts() * (is_split() ? max_chunks : 1);
   }
   HS_DEVICE int64_t part_of(int64_t item) const { return is_split() ? item / max_chunks : item; }
   HS_DEVICE int64_t row_of(int64_t item) const { return part_of(item) / n_parts() / place.layout.n_head_kv; }
   HS_DEVICE int64_t n_rounds(int64_t item) const {
-    if (!is_split()) return n_chunks(row_of(item));
-    return item % max_chunks < n_chunks(row_of(item)) ? 1 : 0;
+    const int64_t row = row_of(item), first = first_chunk(row), end = n_chunks(row), chunk = item % max_chunks;
+    if (!is_split()) return end - first;
+    return chunk >= first && chunk < end ? 1 : 0;
   }
 
   HS_DEVICE void pass(int p, int64_t item, int64_t round, int thread, Shared& s) const {
     const int64_t part = part_of(item), row = row_of(item), kv_head = part / n_parts() % place.layout.n_head_kv;
     const int64_t head = kv_head * group() + part % n_parts() * kQueries;  // the first of the item
     const int n = static_cast<int>(least(kQueries, group() - part % n_parts() * kQueries));
-    const int64_t chunk = is_split() ? item % max_chunks : round;
-    const int64_t n_seen = least(kChunk, step.position(row) + 1 - chunk * kChunk);
+    const int64_t chunk = is_split() ? item % max_chunks : first_chunk(row) + round;
+    const Seen seen = seen_of(step.position(row), chunk);
     switch (p) {
       case 0: return take_queries(row, head, n, round, thread, s);
-      case 1: return score(row, kv_head, n, chunk, n_seen, thread, s);
+      case 1: return score(row, kv_head, n, chunk, seen, thread, s);
       case 2: return largest(n, thread, s);
-      case 3: return weigh(n, n_seen, thread, s);
-      case 4: return add_weights(n, n_seen, thread, s);
-      case 5: return add_values(row, kv_head, n, chunk, n_seen, round, thread, s);
+      case 3: return weigh(n, seen, thread, s);
+      case 4: return add_weights(n, seen, thread, s);
+      case 5: return add_values(row, kv_head, n, chunk, seen, round, thread, s);
       case 6: return merge_state(n, round, thread, s);
       default: return put(item, row, head, n, round, thread, s);
     }
   }
 
  private:
+  // Positions [begin, end) of a chunk. The canonical sums go over whole groups of 16, where the others weigh 0.
+  struct Seen {
+    int64_t begin, end;
+    HS_DEVICE int64_t first() const { return begin / kLanes * kLanes; }
+    HS_DEVICE int64_t last() const { return div_up(end, kLanes) * kLanes; }
+  };
+  HS_DEVICE Seen seen_of(int64_t position, int64_t chunk) const {
+    const int64_t begin = first_visible(position, window) - chunk * kChunk;
+    return {begin > 0 ? begin : 0, least(kChunk, position + 1 - chunk * kChunk)};
+  }
+
   HS_DEVICE void take_queries(int64_t row, int64_t head, int n, int64_t round, int thread, Shared& s) const {
     const int64_t d = place.layout.head_dim;
     if (round != 0) return;
@@ -80,14 +101,17 @@ struct AttendChunks {
   }
 
   // Thread t: the scores of position t.
-  HS_DEVICE void score(int64_t row, int64_t kv_head, int n, int64_t chunk, int64_t n_seen, int thread,
+  HS_DEVICE void score(int64_t row, int64_t kv_head, int n, int64_t chunk, const Seen& seen, int thread,
                        Shared& s) const {
-    if (thread >= n_seen) {
+    if (thread < seen.begin || thread >= seen.end) {
       for (int i = 0; i < n; ++i) s.p[i][thread] = -infinity();
       return;
     }
     const std::byte* const key = place.row(step.blocks(row), chunk * kChunk + thread, kv_head, false);
-    for (int i = 0; i < n; ++i) s.p[i][thread] = dot(key, s.q[i]) * scale;
+    for (int i = 0; i < n; ++i) {
+      const float score = dot(key, s.q[i]) * scale;
+      s.p[i][thread] = softcap != 0.0f ? soft_capped(score, softcap) : score;
+    }
   }
 
   HS_DEVICE float dot(const std::byte* key, const float* query) const {
@@ -122,16 +146,16 @@ struct AttendChunks {
     return most + 0.0f;
   }
 
-  HS_DEVICE void weigh(int n, int64_t n_seen, int thread, Shared& s) const {
-    for (int i = 0; i < n; ++i)
-      s.p[i][thread] = thread < div_up(n_seen, kLanes) * kLanes ? exp_value(s.p[i][thread] - maximum(i, s)) : 0.0f;
+  HS_DEVICE void weigh(int n, const Seen& seen, int thread, Shared& s) const {
+    if (thread < seen.first() || thread >= seen.last()) return;
+    for (int i = 0; i < n; ++i) s.p[i][thread] = exp_value(s.p[i][thread] - maximum(i, s));
   }
 
-  HS_DEVICE void add_weights(int n, int64_t n_seen, int thread, Shared& s) const {
+  HS_DEVICE void add_weights(int n, const Seen& seen, int thread, Shared& s) const {
     const int i = thread / kLanes, lane = thread % kLanes;
     if (i >= n) return;
     float sum = 0.0f;
-    for (int64_t t = lane; t < div_up(n_seen, kLanes) * kLanes; t += kLanes) sum += s.p[i][t];
+    for (int64_t t = seen.first() + lane; t < seen.last(); t += kLanes) sum += s.p[i][t];
     s.sum[i][lane] = sum;
   }
   HS_DEVICE float weight_sum(int i, const Shared& s) const {
@@ -142,12 +166,12 @@ struct AttendChunks {
   }
 
   // Thread d: column d of the values, merged with that of the chunks before.
-  HS_DEVICE void add_values(int64_t row, int64_t kv_head, int n, int64_t chunk, int64_t n_seen, int64_t round,
+  HS_DEVICE void add_values(int64_t row, int64_t kv_head, int n, int64_t chunk, const Seen& seen, int64_t round,
                             int thread, Shared& s) const {
     if (thread >= place.layout.head_dim) return;
     std::byte* const* const blocks = step.blocks(row);
     float sum[kQueries] = {};
-    for (int64_t t = 0; t < n_seen; ++t) {
+    for (int64_t t = seen.begin; t < seen.end; ++t) {
       const float value = kv_element(place.row(blocks, chunk * kChunk + t, kv_head, true), thread);
       HS_UNROLL
       for (int i = 0; i < kQueries; ++i)
@@ -201,15 +225,16 @@ struct AttendChunks {
 struct MergeAttention : OneRound {
   StepView step;
   Rows out;
-  int64_t n_head = 0, head_dim = 0, max_chunks = 0;
+  int64_t n_head = 0, head_dim = 0, max_chunks = 0, window = 0;
   const float* partials = nullptr;
   HS_DEVICE int64_t n_items() const { return step.head->n_rows <= kSplitRows ? step.head->n_rows * n_head : 0; }
   HS_DEVICE void pass(int, int64_t item, int64_t, int thread, NoShared&) const {
     if (thread >= head_dim) return;
     const int64_t row = item / n_head, n_chunks = least(step.position(row) / kChunk + 1, max_chunks);
-    const float* record = partials + item * max_chunks * (head_dim + 2);
+    const int64_t first = first_visible(step.position(row), window) / kChunk;
+    const float* record = partials + (item * max_chunks + first) * (head_dim + 2);
     float m = record[0], l = record[1], o = record[2 + thread];
-    for (int64_t chunk = 1; chunk < n_chunks; ++chunk) {
+    for (int64_t chunk = first + 1; chunk < n_chunks; ++chunk) {
       record += head_dim + 2;
       if (record[0] == -infinity()) continue;
       float scale_a, scale_b;

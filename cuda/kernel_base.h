@@ -39,7 +39,7 @@ struct StepHead {
   int32_t rows;      // (n_rows, 3) token, position, first of the row's blocks
   int32_t outputs;   // (n_output_rows) rows whose logits are asked for
   int32_t blocks;    // addresses of KV blocks, 8 bytes each
-  int32_t angles;    // (n_rows, n_rot) as RopeAngles wants them
+  int32_t angles;    // (n_rows, n_rot) as RopeAngles wants them; then those of layers with a window, if they have own
 };
 
 constexpr int32_t kHeadWords = sizeof(StepHead) / 4;

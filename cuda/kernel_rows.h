@@ -50,22 +50,25 @@ struct EmbedRows : Elementwise<EmbedRows> {
   Matrix table;
   Rows out;
   bool by_position = false;  // adds the row of the position, else the row of the token is the value
+  float scale = 1;           // of the row of the token
   HS_DEVICE int64_t n_rows() const { return step.n_rows(out.rows); }
   HS_DEVICE int64_t n_cols() const { return table.n_cols; }
   HS_DEVICE void element(int64_t row, int64_t i) const {
     const int64_t at = by_position ? step.position(row) : step.token(row);
     const float value = cuda::element(table.dtype, table.row(at), i);
-    out.row(row)[i] = by_position ? out.row(row)[i] + value : value;
+    out.row(row)[i] = by_position ? out.row(row)[i] + value : value * scale;
   }
 };
 
 struct CopyAngles : Elementwise<CopyAngles> {
   StepView step;
   Rows out;
+  int64_t n_before = 0;  // columns of the tables before this one
   HS_DEVICE int64_t n_rows() const { return step.n_rows(out.rows); }
   HS_DEVICE int64_t n_cols() const { return out.n_cols; }
   HS_DEVICE void element(int64_t row, int64_t i) const {
-    out.row(row)[i] = reinterpret_cast<const float*>(step.words(step.head->angles))[row * out.n_cols + i];
+    const float* const tables = reinterpret_cast<const float*>(step.words(step.head->angles));
+    out.row(row)[i] = tables[n_rows() * n_before + row * out.n_cols + i];
   }
 };
 
@@ -88,7 +91,7 @@ struct RotatePairs : Elementwise<RotatePairs> {
   }
 };
 
-// Norm of a row by one block. 16 threads make the canonical sums, which are chains of n / 16 additions.
+// Norm of a row, or of one of its heads, by one block. 16 threads make the canonical sums, which are chains of n / 16 additions.
 struct NormRows {
   static constexpr int kThreads = 256, kPasses = 4;
   struct Shared {
@@ -99,7 +102,8 @@ struct NormRows {
   float eps = 0;
   const float *weight = nullptr, *bias = nullptr;  // bias null: none
   Rows in, out;
-  HS_DEVICE int64_t n_items() const { return step.n_rows(in.rows); }
+  int64_t n_head = 1, n = 0;  // parts of a row that are normed each on its own, and elements of one
+  HS_DEVICE int64_t n_items() const { return step.n_rows(in.rows) * n_head; }
   HS_DEVICE int64_t n_rounds(int64_t) const { return 1; }
   HS_DEVICE float total(const Shared& s) const {
     float lane[kLanes];
@@ -107,10 +111,9 @@ struct NormRows {
     for (int i = 0; i < kLanes; ++i) lane[i] = s.lane[i];
     return lane_tree(lane);
   }
-  HS_DEVICE void pass(int p, int64_t row, int64_t, int thread, Shared& s) const {
-    const int64_t n = in.n_cols;
-    const float* const x = in.row(row);
-    float* const y = out.row(row);
+  HS_DEVICE void pass(int p, int64_t item, int64_t, int thread, Shared& s) const {
+    const float* const x = in.row(item / n_head) + item % n_head * n;
+    float* const y = out.row(item / n_head) + item % n_head * n;
     const bool is_layer = kind == NormKind::kLayer;
     if (p == 0 && is_layer && thread < kLanes) {
       float sum = 0.0f;
@@ -207,9 +210,18 @@ struct AddRows : Elementwise<AddRows> {
   HS_DEVICE void element(int64_t row, int64_t i) const { out.row(row)[i] = a.row(row)[i] + b.row(row)[i]; }
 };
 
+struct SoftCapRows : Elementwise<SoftCapRows> {
+  StepView step;
+  float cap = 1;
+  Rows x;
+  HS_DEVICE int64_t n_rows() const { return step.n_rows(x.rows); }
+  HS_DEVICE int64_t n_cols() const { return x.n_cols; }
+  HS_DEVICE void element(int64_t row, int64_t i) const { x.row(row)[i] = soft_capped(x.row(row)[i], cap); }
+};
+
 struct ActivateRows : Elementwise<ActivateRows> {
   StepView step;
-  Activation activation = Activation::kRelu;
+  ActivationRule activation;
   Rows gate, up, out;  // gate without data: none
   HS_DEVICE int64_t n_rows() const { return step.n_rows(out.rows); }
   HS_DEVICE int64_t n_cols() const { return out.n_cols; }

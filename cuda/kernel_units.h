@@ -111,7 +111,7 @@ struct SelectUnitRows {
 // h of every unit of a row, or of those that it lists, at their place in the list.
 struct UnitRows : OneRound {
   StepView step;
-  Activation activation = Activation::kRelu;
+  ActivationRule activation;
   bool is_gated = false;
   Rows products;   // of the up rows, by place; where not gated, of those rows if nothing else has them
   Rows gates;      // products of the gate rows by place; no data: see detected and lists

@@ -156,7 +156,8 @@ class LaunchBuilder {
         most_units_ = std::max(most_units_, plan_.weight(o->down_t).n_rows);
     }
     if (out_.has_kv) n_words += 2 * plan_.max_rows * div_up(plan_.max_positions, KvLayout::kBlockPositions);
-    if (out_.has_angles) n_words += 2 * plan_.max_rows * static_cast<int64_t>(plan_.rope_freqs.size());
+    if (out_.has_angles)
+      n_words += 2 * plan_.max_rows * static_cast<int64_t>(plan_.rope_freqs.size() + plan_.rope_freqs_local.size());
     if (out_.n_tallies > 0) out_.tallies = take<uint32_t>(out_.n_tallies);
     counters_ = take<Counters>(1);
     out_.step_words = static_cast<size_t>(n_words);
@@ -189,20 +190,28 @@ class LaunchBuilder {
     std::visit([&](auto kernel) { out_.launches.push_back(launch_of(any, kernel, plan_)); }, any);
   }
 
-  void add(const op::Embed& o) { embed(o.table, o.out, false); }
-  void add(const op::EmbedPosition& o) { embed(o.table, o.x, true); }
-  void embed(WeightId table, BufferId out, bool by_position) {
+  void add(const op::Embed& o) { embed(o.table, o.out, false, o.scale); }
+  void add(const op::EmbedPosition& o) { embed(o.table, o.x, true, 1); }
+  void embed(WeightId table, BufferId out, bool by_position, float scale) {
     EmbedRows kernel;
     kernel.table = matrix(table), kernel.out = buffer(out), kernel.by_position = by_position;
+    kernel.scale = scale;
     push(kernel);
     wrote(out);
   }
   void add(const op::Norm& o) {
     NormRows kernel;
     kernel.kind = o.kind, kernel.eps = o.eps, kernel.weight = vector(o.weight), kernel.bias = vector(o.bias);
-    kernel.in = buffer(o.in), kernel.out = buffer(o.out);
+    kernel.in = buffer(o.in), kernel.out = buffer(o.out), kernel.n = kernel.in.n_cols;
     push(kernel);
     wrote(o.out);
+  }
+  void add(const op::HeadNorm& o) {
+    NormRows kernel;
+    kernel.eps = o.eps, kernel.weight = vector(o.weight), kernel.in = kernel.out = buffer(o.x);
+    kernel.n_head = o.n_head, kernel.n = plan_.kv.head_dim;
+    push(kernel);
+    wrote(o.x);
   }
   void add(const op::MatMul& o) {
     multiply(o.weight, o.bias, o.in, buffer(o.out));
@@ -211,7 +220,9 @@ class LaunchBuilder {
   void add(const op::RopeAngles& o) {
     CopyAngles kernel;
     kernel.out = buffer(o.out);
-    kernel.out.n_cols = 2 * static_cast<int64_t>(plan_.rope_freqs.size());
+    const int64_t n = 2 * static_cast<int64_t>(plan_.rope_freqs.size());
+    kernel.out.n_cols = o.is_local ? 2 * static_cast<int64_t>(plan_.rope_freqs_local.size()) : n;
+    kernel.n_before = o.is_local ? n : 0;
     push(kernel);
     wrote(o.out);
   }
@@ -232,7 +243,7 @@ class LaunchBuilder {
   void add(const op::Attention& o) {
     AttendChunks kernel;
     kernel.place = kv_place(o.layer), kernel.q = buffer(o.q), kernel.out = buffer(o.out);
-    kernel.n_head = o.n_head, kernel.scale = o.scale;
+    kernel.n_head = o.n_head, kernel.scale = o.scale, kernel.softcap = o.softcap, kernel.window = o.window;
     kernel.max_chunks = std::max<int64_t>(1, div_up(plan_.max_positions, kChunk));
     const int64_t head_dim = kernel.place.layout.head_dim;
     const int64_t n = std::min(kSplitRows, plan_.max_rows) * o.n_head * kernel.max_chunks * (head_dim + 2);
@@ -241,13 +252,13 @@ class LaunchBuilder {
     push(kernel);
     MergeAttention merge;
     merge.out = kernel.out, merge.n_head = o.n_head, merge.head_dim = head_dim, merge.max_chunks = kernel.max_chunks;
-    merge.partials = attend_partials_;
+    merge.partials = attend_partials_, merge.window = o.window;
     push(merge);
     wrote(o.out);
   }
   void add(const op::Activate& o) {
     ActivateRows kernel;
-    kernel.activation = o.activation, kernel.gate = optional(o.gate), kernel.up = buffer(o.up);
+    kernel.activation = {o.activation, o.threshold}, kernel.gate = optional(o.gate), kernel.up = buffer(o.up);
     kernel.out = buffer(o.out);
     push(kernel);
     wrote(o.out);
@@ -306,6 +317,12 @@ class LaunchBuilder {
     kernel.a = buffer(o.a), kernel.b = buffer(o.b), kernel.out = buffer(o.out);
     push(kernel);
     wrote(o.out);
+  }
+  void add(const op::SoftCap& o) {
+    SoftCapRows kernel;
+    kernel.cap = o.cap, kernel.x = buffer(o.x);
+    push(kernel);
+    wrote(o.x);
   }
   void add(const op::SelectRows& o) {
     SelectOutputRows kernel;
@@ -370,7 +387,7 @@ void LaunchBuilder::add(const op::SparseFfn& o) {
   const Rows lists = optional(o.units), detected = optional(o.detected);
   const bool is_active = o.units && lists.kind == BufferKind::kActive, is_known = is_active || o.detected;
   UnitRows units;
-  units.activation = o.activation;
+  units.activation = {o.activation, o.threshold};
   units.is_gated = o.gate || (o.up && is_active);
   units.h = o.h ? buffer(o.h) : unit_rows(units_h_);
   units.lists = lists, units.detected = detected, units.counters = counters_;

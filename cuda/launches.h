@@ -30,7 +30,7 @@ using ForDTypes =
 using AnyProducts = ForDTypes<Products>;
 using AnyDownSums = ForDTypes<DownSums>;
 using Kernel = std::variant<TakeStep, ShowCounters, EmbedRows, CopyAngles, RotatePairs, NormRows, QuantizeRows,
-                            StoreKvRows, AddRows, ActivateRows, SelectOutputRows, CopyRows, MergeSumRows, JoinUnitRows,
+                            StoreKvRows, AddRows, SoftCapRows, ActivateRows, SelectOutputRows, CopyRows, MergeSumRows, JoinUnitRows,
                             ClearRows, SignalFlag, WaitFlag, AnyProducts, SelectUnitRows, UnitRows, AnyDownSums,
                             MergeShares, PredictScalars, PredictUnits, AttendChunks, MergeAttention, FetchBytes>;
 

@@ -29,6 +29,19 @@ std::vector<int32_t> write_blocks(int32_t lane, const StepParams& params,
   return first;
 }
 
+// Of each row the cosines, then the sines.
+void write_angles(const std::vector<double>& frequencies, double magnitude, const StepParams& params, float* to) {
+  const size_t half = frequencies.size();
+  for (const Row& row : params.rows) {
+    const double position = row.position;
+    for (size_t i = 0; i < half; ++i) {
+      to[i] = static_cast<float>(magnitude * std::cos(position * frequencies[i]));
+      to[half + i] = static_cast<float>(magnitude * std::sin(position * frequencies[i]));
+    }
+    to += 2 * half;
+  }
+}
+
 }  // namespace
 
 void write_step(const LaunchList& list, const Plan& plan, int32_t lane, const StepParams& params, uint32_t number,
@@ -54,15 +67,12 @@ void write_step(const LaunchList& list, const Plan& plan, int32_t lane, const St
   head.outputs = head.rows + 3 * n_rows;
   std::copy(params.output_rows.begin(), params.output_rows.end(), words + head.outputs);
   head.angles = head.outputs + head.n_output_rows;
-  const auto half = static_cast<int32_t>(plan.rope_freqs.size());
-  head.n_words = head.angles + (list.has_angles ? 2 * half * n_rows : 0);
-  for (int32_t i = 0; list.has_angles && i < n_rows; ++i) {
-    float* const angles = reinterpret_cast<float*>(words + head.angles) + int64_t{2} * half * i;
-    const double position = params.rows[static_cast<size_t>(i)].position;
-    for (int32_t j = 0; j < half; ++j) {
-      angles[j] = static_cast<float>(std::cos(position * plan.rope_freqs[static_cast<size_t>(j)]));
-      angles[half + j] = static_cast<float>(std::sin(position * plan.rope_freqs[static_cast<size_t>(j)]));
-    }
+  head.n_words = head.angles;
+  if (!list.has_angles) return;
+  for (const std::vector<double>* frequencies : {&plan.rope_freqs, &plan.rope_freqs_local}) {
+    write_angles(*frequencies, static_cast<double>(plan.rope_magnitude), params,
+                 reinterpret_cast<float*>(words + head.n_words));
+    head.n_words += 2 * static_cast<int32_t>(frequencies->size()) * n_rows;
   }
 }
 
