@@ -91,7 +91,8 @@ struct RotatePairs : Elementwise<RotatePairs> {
   }
 };
 
-// Norm of a row, or of one of its heads, by one block. 16 threads make the canonical sums, which are chains of n / 16 additions.
+// Norm of a row, or of one of its heads, by one block. 16 threads make the canonical sums, which are chains of n / 16
+// additions.
 struct NormRows {
   static constexpr int kThreads = 256, kPasses = 4;
   struct Shared {

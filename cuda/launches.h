@@ -30,9 +30,10 @@ using ForDTypes =
 using AnyProducts = ForDTypes<Products>;
 using AnyDownSums = ForDTypes<DownSums>;
 using Kernel = std::variant<TakeStep, ShowCounters, EmbedRows, CopyAngles, RotatePairs, NormRows, QuantizeRows,
-                            StoreKvRows, AddRows, SoftCapRows, ActivateRows, SelectOutputRows, CopyRows, MergeSumRows, JoinUnitRows,
-                            ClearRows, SignalFlag, WaitFlag, AnyProducts, SelectUnitRows, UnitRows, AnyDownSums,
-                            MergeShares, PredictScalars, PredictUnits, AttendChunks, MergeAttention, FetchBytes>;
+                            StoreKvRows, AddRows, SoftCapRows, ActivateRows, SelectOutputRows, CopyRows, MergeSumRows,
+                            JoinUnitRows, ClearRows, SignalFlag, WaitFlag, AnyProducts, SelectUnitRows, UnitRows,
+                            AnyDownSums, MergeShares, PredictScalars, PredictUnits, AttendChunks, MergeAttention,
+                            FetchBytes>;
 
 // f(kernel) for the kernel's own type.
 template <class F>
