@@ -19,7 +19,22 @@ void visit_products(const Op& op, F&& f) {
   }
 }
 
-// A kernel for the type of the weight: make(std::integral_constant<DType, ..>).
+// The types of ForDTypes.
+bool has_kernels(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+    case DType::kF16:
+    case DType::kBF16:
+    case DType::kQ8_0:
+    case DType::kQ4_0:
+    case DType::kQ4_K:
+    case DType::kQ5_K:
+    case DType::kQ6_K: return true;
+    default: return false;
+  }
+}
+
+// A kernel for the type of the weight, for which has_kernels(): make(std::integral_constant<DType, ..>).
 template <class Any, class F>
 Any for_dtype(DType dtype, F&& make) {
   switch (dtype) {
@@ -55,7 +70,7 @@ Launch launch_of(const Kernel& kernel, K own, const Plan& plan) {
 std::string why_unsupported(const Op& op, const Plan& plan) {
   std::string out;
   const auto ask = [&](WeightId id) {
-    if (!dtype_has_kernels(plan.weight(id).dtype)) out = cat("no kernels for ", dtype_name(plan.weight(id).dtype));
+    if (!has_kernels(plan.weight(id).dtype)) out = cat("no kernels for ", dtype_name(plan.weight(id).dtype));
   };
   visit_products(op, [&](WeightId id, BufferId) { ask(id); });
   if (const auto* o = std::get_if<op::SparseFfn>(&op)) ask(o->down_t);
