@@ -170,13 +170,14 @@ std::string describe_processors() { return describe(read_topology()); }
 
 namespace {
 
-// A CUDA device where this build and this machine have one.
+// The CPU, and a line that says why. Not a CUDA device, until one has run on hardware (docs/GPU.md).
 std::string available_device(const EngineOptions& options) {
   const CudaState cuda = cuda_state();
-  if (!cuda.is_built) return "cpu";
-  if (cuda.problem.empty()) return "cuda";
-  log_to(options.log, LogLevel::kWarning,
-         cat("[engine] device auto: the CPU, as there is no CUDA device: ", cuda.problem));
+  if (cuda.is_built)
+    log_to(options.log, LogLevel::kWarning,
+           cat("[engine] device auto: the CPU, as ",
+               cuda.problem.empty() ? "CUDA is new and untried here; --device cuda takes the card"
+                                    : cat("there is no CUDA device: ", cuda.problem)));
   return "cpu";
 }
 
