@@ -19,21 +19,6 @@ void visit_products(const Op& op, F&& f) {
   }
 }
 
-// The types of ForDTypes.
-bool has_kernels(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-    case DType::kF16:
-    case DType::kBF16:
-    case DType::kQ8_0:
-    case DType::kQ4_0:
-    case DType::kQ4_K:
-    case DType::kQ5_K:
-    case DType::kQ6_K: return true;
-    default: return false;
-  }
-}
-
 // A kernel for the type of the weight, for which has_kernels(): make(std::integral_constant<DType, ..>).
 template <class Any, class F>
 Any for_dtype(DType dtype, F&& make) {
@@ -66,6 +51,20 @@ Launch launch_of(const Kernel& kernel, K own, const Plan& plan) {
 }
 
 }  // namespace
+
+bool has_kernels(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+    case DType::kF16:
+    case DType::kBF16:
+    case DType::kQ8_0:
+    case DType::kQ4_0:
+    case DType::kQ4_K:
+    case DType::kQ5_K:
+    case DType::kQ6_K: return true;
+    default: return false;
+  }
+}
 
 std::string why_unsupported(const Op& op, const Plan& plan) {
   std::string out;

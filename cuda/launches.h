@@ -70,6 +70,9 @@ struct LaunchList {
   const Counters& counters() const { return *reinterpret_cast<const Counters*>(counter_memory->data()); }
 };
 
+// Whether there are kernels for weights of the type.
+bool has_kernels(DType dtype);
+
 // "" when the device can run `op` of `plan`, else what it lacks.
 std::string why_unsupported(const Op& op, const Plan& plan);
 

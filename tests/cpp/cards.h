@@ -3,6 +3,7 @@
 // ops run on both, as far as there is a card, and hybrid engines on the virtual device or the stand-in.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
 #include <deque>
 #include <memory>
@@ -11,6 +12,7 @@
 
 #include "core/devices.h"
 #include "core/engine.h"
+#include "cuda/launches.h"
 #include "tests/cpp/util.h"
 
 namespace hotset::test {
@@ -33,8 +35,16 @@ inline std::vector<Card> cards() {
   return out;
 }
 
-// Lets a hybrid engine use the device that is asked for; without one, the stand-in for every eighth `number`.
-inline void choose_card(EngineOptions& options, VirtualDeviceOptions& card, uint64_t number) {
+// Whether cards have kernels for the weights of a plan.
+inline bool have_kernels(const Plan& plan) {
+  return std::all_of(plan.weights.begin(), plan.weights.end(),
+                     [](const WeightDesc& weight) { return cuda::has_kernels(weight.view.dtype); });
+}
+
+// Lets a hybrid engine use the device that is asked for; without one, the stand-in for every eighth `number`. Weights
+// that cards have no kernels for are left to the virtual device.
+inline void choose_card(EngineOptions& options, VirtualDeviceOptions& card, uint64_t number, DType dtype) {
+  if (!cuda::has_kernels(dtype)) return;
   card.runs_cuda_kernels = test_device() == "stand-in" || (test_device().empty() && number % 8 == 0);
   if (test_device() == "cuda") options.device = "cuda";
 }

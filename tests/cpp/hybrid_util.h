@@ -71,7 +71,7 @@ inline EngineOptions hybrid_options(std::mt19937_64& random, const TinySpec& spe
   VirtualDeviceOptions card;
   card.max_delay_us = random() % 3 == 0 ? 20 : 0;
   card.seed = random();
-  choose_card(out, card, random());
+  choose_card(out, card, random(), spec.dtype);
   // Prompts with the cold rows brought to the card, in chunks of a few units to all of a layer's, or without.
   out.stream_from_rows = static_cast<int64_t>(random() % 5) - 1;
   if (out.stream_from_rows == 1) out.stream_from_rows = 2;

@@ -127,6 +127,7 @@ void check_rows(Toy& toy, const std::function<std::vector<double>(size_t)>& expe
       CHECK(run(toy.plan(), rows_at(n_rows), 1, isa) == first);
       if (isa == isas().back()) CHECK(run(toy.plan(), rows_at(n_rows), 3, isa) == first);
     }
+  if (!have_kernels(toy.plan())) return;
   for (const Card& card : cards())
     for (const int64_t n_rows : {1, 5, 9}) {
       CAPTURE(card.name);
