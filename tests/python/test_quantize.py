@@ -374,7 +374,7 @@ def test_values_that_do_not_fit_are_refused(hotset, tmp_path, value):
         ([], b"no IN"),
         (["IN"], b"no OUT"),
         (["IN", "OUT"], b"no TYPE"),
-        (["IN", "OUT", "q3_k_m"], b"q4_k_m"),
+        (["IN", "OUT", "q3_k_x"], b"q4_k_m"),
         (["IN", "OUT", ""], b"TYPE"),
         (["IN", "", "q8_0"], b"OUT"),
         (["IN", "OUT", "q8_0", "more"], b"unexpected argument"),

@@ -78,7 +78,7 @@ def test_bench_makes_a_model_in_memory(hotset, tmp_path, recipe):
         (["--shape", ""], b"no shape"),
         (["--shape", ","], b"unknown shape"),
         (["--shape", "tiny", "--type", "q3"], b"expected q8_0, q4_0"),
-        (["--shape", "tiny", "--activation", "gelu"], b"expected silu, relu"),
+        (["--shape", "tiny", "--activation", "gleu"], b"expected silu, relu"),
         (["--shape", "tiny", "--arch", "opt", "--activation", "drelu"], b"units without a gate"),
         (["--shape", "tiny", "--sparsity", "1"], b"bad value of --sparsity"),
         (["--shape", "tiny", "--skew", "0.26"], b"bad value of --skew"),
