@@ -26,20 +26,24 @@ void assign(const float* x, float inverse, int32_t* code) {
   }
 }
 
-// Sums of v * v and v * x, and the scale that follows.
+// Weighted sums of v * v and v * x, and the scale that follows.
 struct Fit {
   float vv = 0, vx = 0;
   float scale() const { return vx * inverse_or_zero(vv); }
   float gain() const { return vx * scale(); }  // what it takes off the error of all zeros
 };
 
+// Large elements matter more: a squared error weighs as much as in Q4_K (core/quantize_affine.cpp).
 Fit fit(const float* x, const int32_t* code) {
-  float vv[kLanes]{}, vx[kLanes]{};
+  float xx[kLanes]{}, vv[kLanes]{}, vx[kLanes]{}, sum = 0;
+  for (int i = 0; i < kLength; ++i) xx[i % kLanes] += x[i] * x[i];
+  for (const float each : xx) sum += each;
+  const float base = 3 * std::sqrt(sum / kLength);
   for (int i = 0; i < kLength; i += kLanes) {
     for (int lane = 0; lane < kLanes; ++lane) {
-      const float v = static_cast<float>(kIq4Values[code[i + lane]]);
-      vv[lane] += v * v;
-      vx[lane] += v * x[i + lane];
+      const float v = static_cast<float>(kIq4Values[code[i + lane]]), weight = base + std::fabs(x[i + lane]);
+      vv[lane] += weight * v * v;
+      vx[lane] += weight * v * x[i + lane];
     }
   }
   Fit out;

@@ -4,12 +4,11 @@
 #include <immintrin.h>
 
 #include "cpu/block_format.h"
+#include "cpu/vector_loads.h"
 
 namespace hotset::cpu {
 namespace {
 
-inline __m256i load256(const void* at) { return _mm256_loadu_si256(static_cast<const __m256i*>(at)); }
-inline __m128i load128(const void* at) { return _mm_loadu_si128(static_cast<const __m128i*>(at)); }
 
 inline __m256i load_halves(const void* low, const void* high) {
   return _mm256_inserti128_si256(_mm256_castsi128_si256(load128(low)), load128(high), 1);

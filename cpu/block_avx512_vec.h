@@ -8,13 +8,12 @@
 #include <immintrin.h>
 
 #include "cpu/block_format.h"
+#include "cpu/vector_loads.h"
 
 namespace hotset::cpu {
 namespace {
 
 inline __m512i load512(const void* at) { return _mm512_loadu_si512(at); }
-inline __m256i load256(const void* at) { return _mm256_loadu_si256(static_cast<const __m256i*>(at)); }
-inline __m128i load128(const void* at) { return _mm_loadu_si128(static_cast<const __m128i*>(at)); }
 inline __m512i nibbles(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi8(0xf)); }
 
 // [a0+a2, b0+b2, a1+a3, b1+b3] in each 128-bit lane.

@@ -88,13 +88,12 @@ const Kernels& table_of() {
     built.isa = kNames[level];
     fill_unpacked_generic(built);
 #if defined(__x86_64__)
-    if constexpr (level >= kAvx2) fill_unpacked_avx2(built);
     if constexpr (level >= kAvx512) {
       fill_float_avx512(built);
       fill_block_avx512(built);
       fill_block_k_avx512(built);
+      fill_unpacked_avx512(built);
       if (level == kAmx) fill_block_amx(built);
-      fill_sum_avx2(built);  // of the types that have no sums of their own for AVX-512
       fill_sum_avx512(built);
       fill_plane_avx512(built);
       return built;
@@ -102,6 +101,7 @@ const Kernels& table_of() {
       fill_float_avx2(built);
       fill_block_avx2(built);
       fill_block_k_avx2(built);
+      fill_unpacked_avx2(built);
       fill_sum_avx2(built);
       fill_plane_avx2(built);
       return built;

@@ -21,10 +21,11 @@ void fill_block_k_generic(Kernels& table);
 void fill_block_k_avx2(Kernels& table);
 void fill_block_k_avx512(Kernels& table);
 
-// dot_rows, gemm and dequantize_row of the types of core/unpacked_block.h: cpu/unpacked_generic.cpp; dot_rows and gemm
-// once more for AVX2, which AVX-512 takes too: cpu/unpacked_avx2.cpp.
+// dot_rows, gemm and dequantize_row of the types of core/unpacked_block.h: cpu/unpacked_generic.cpp, for every
+// instruction set; then dot_rows and gemm: cpu/unpacked_<isa>.cpp.
 void fill_unpacked_generic(Kernels& table);
 void fill_unpacked_avx2(Kernels& table);
+void fill_unpacked_avx512(Kernels& table);
 
 // gemm of all other block types and gemm_scratch_bytes, in place of those of AVX-512: cpu/block_amx.cpp.
 void fill_block_amx(Kernels& table);

@@ -1,6 +1,7 @@
 // Exact sums of units for AVX-512. Blocks: S is split into balanced bytes, its limbs: S = sum of limb[i] * 2^(8 i).
 // Their products with the integers of four units are added up by vpdpbusd in int32, and merged to int64 once a pass.
 #include "cpu/sum_avx512_quad.h"
+#include "cpu/sum_avx512_unpacked.h"
 #include "cpu/sum_avx512_vec.h"
 #include "cpu/sum_floats.h"
 
@@ -23,7 +24,7 @@ struct Limbs {
 struct StripScales {
   __m512i largest = _mm512_setzero_si512();  // of the bits of |h * d * 2^kSumBits| as floats: NaN is larger than all
   __m512i total[2][2] = {};                  // sums of S, qwords (A, B, C, D) of lanes 0 and 1, 2 and 3; of Quad::d[..]
-  __m512i minimum[2] = {};                   // the same of S_m
+  __m512i minimum[2][2] = {};                // the same of S_m; of Quad::m[..]
   uint32_t bad = 0;                          // blocks whose sums are poisoned
 };
 
@@ -103,15 +104,14 @@ inline void weigh(const Quad& quad, __m512 h, Limbs& out, StripScales& all) {
     integers(quad.d[set], set, s);
     for (int i = 0; Format::kOffset != 0 && i < 2; ++i) all.total[set][i] = _mm512_add_epi64(all.total[set][i], s[i]);
     split(s, set, out);
+    if constexpr (Format::kHasMinimum) {
+      integers(quad.m[set], set, s);
+      for (int i = 0; i < 2; ++i) all.minimum[set][i] = _mm512_add_epi64(all.minimum[set][i], s[i]);
+    }
   }
   if constexpr (Format::kPairs) {
     spread_pairs(out.low);
     spread_pairs(out.high);
-  }
-  if constexpr (Format::kHasMinimum) {
-    __m512i s[2];
-    integers(quad.m, 0, s);
-    for (int i = 0; i < 2; ++i) all.minimum[i] = _mm512_add_epi64(all.minimum[i], s[i]);
   }
 }
 
@@ -151,7 +151,7 @@ inline StripScales weigh_narrow(const Quad* quads, int64_t n_units, const float*
   const __m512 one = _mm512_set1_ps(static_cast<float>(kSumOne));
   const __m512i ones = _mm512_set1_epi8(1);
   StripScales all;
-  __m512i total[2] = {}, minimum = _mm512_setzero_si512();
+  __m512i total[2] = {}, minimum[2] = {};
   const auto limbs = [&](__m512 weight, __m512 d) {
     const __m512 p = _mm512_mul_ps(weight, d);
     all.largest = _mm512_max_epu32(all.largest, _mm512_castps_si512(_mm512_abs_ps(p)));
@@ -162,12 +162,13 @@ inline StripScales weigh_narrow(const Quad* quads, int64_t n_units, const float*
     for (int set = 0; set < kSets; ++set) {
       out[k].low[set] = limbs(weight, quads[k].d[set]);
       if constexpr (Format::kOffset != 0) total[set] = _mm512_dpbusd_epi32(total[set], ones, out[k].low[set]);
+      if constexpr (Format::kHasMinimum)
+        minimum[set] = _mm512_dpbusd_epi32(minimum[set], ones, limbs(weight, quads[k].m[set]));
     }
-    if constexpr (Format::kHasMinimum) minimum = _mm512_dpbusd_epi32(minimum, ones, limbs(weight, quads[k].m));
     if constexpr (Format::kPairs) spread_pairs(out[k].low);
   }
   for (int set = 0; Format::kOffset != 0 && set < kSets; ++set) widen_total(total[set], all.total[set]);
-  if constexpr (Format::kHasMinimum) widen_total(minimum, all.minimum);
+  for (int set = 0; Format::kHasMinimum && set < kSets; ++set) widen_total(minimum[set], all.minimum[set]);
   return all;
 }
 
@@ -187,7 +188,7 @@ inline void find_correction(const StripScales& all, int64_t (*out)[8]) {
     __m512i by = _mm512_setzero_si512();
     if constexpr (Format::kOffset != 0)
       by = _mm512_mullo_epi64(lane_totals(all.total[set]), _mm512_set1_epi64(-Format::kOffset));
-    if constexpr (Format::kHasMinimum) by = _mm512_sub_epi64(by, lane_totals(all.minimum));
+    if constexpr (Format::kHasMinimum) by = _mm512_sub_epi64(by, lane_totals(all.minimum[set]));
     _mm512_storeu_si512(out[set], by);
   }
 }
@@ -284,9 +285,10 @@ template <class Format, int L>
 }
 
 // Adds one strip of `n_units` units, weighed by h. `narrow`: whether to expect S of at most four limbs; what they were,
-// after it.
+// after it. Not inlined: one for all types of a kind.
 template <class Format>
-inline void sum_strip(const Quad* quads, int64_t n_units, const float* h, const StripPart& part, bool& narrow) {
+[[gnu::noinline]] void sum_strip(const Quad* quads, int64_t n_units, const float* h, const StripPart& part,
+                                 bool& narrow) {
   const int64_t n_quads = (n_units + 3) / 4;
   Limbs limbs[kPassQuads];
   StripScales all;
@@ -332,14 +334,17 @@ void sum_pass(const RowSumArgs& args, SumPass& pass, const SumPass& next) {
   for (int64_t i = 0; i < n_strips; ++i) {
     Quad quads[kPassQuads];
     for (int64_t k = 0; k < n_quads; ++k) {
-      load_quad<Format>(pass.rows + 4 * k, first_strip + i, n_row_blocks, quads[k]);
+      if constexpr (Format::kType > kWeightQ6_K)
+        Format::load(pass.rows + 4 * k, first_strip + i, n_row_blocks, quads[k]);
+      else
+        load_quad<Format>(pass.rows + 4 * k, first_strip + i, n_row_blocks, quads[k]);
       ahead.go_on();
     }
     const int64_t block = (first_strip + i) * kStripBlocks;
     StripPart part{first > block ? first - block : 0, end - block < kStripBlocks ? end - block : kStripBlocks, nullptr};
     for (int64_t a = 0; a < args.n_acts; ++a) {
       part.sums = args.sums + a * args.sums_stride + block * kBlock - args.first_col;
-      sum_strip<Format>(quads, pass.n_units, pass.h + a * args.h_stride, part, narrow);
+      sum_strip<typename Format::Kind>(quads, pass.n_units, pass.h + a * args.h_stride, part, narrow);
     }
   }
 }
@@ -358,6 +363,9 @@ void fill_sum_avx512(Kernels& table) {
   table.row_sum[kWeightQ4_K] = block_sums<SumQ4K>;
   table.row_sum[kWeightQ5_K] = block_sums<SumQ5K>;
   table.row_sum[kWeightQ6_K] = block_sums<SumQ6K>;
+  for_unpacked_formats([&]<WeightType type, class Format>() {
+    table.row_sum[type] = block_sums<SumUnpacked<Format, type>>;
+  });
 }
 
 }  // namespace hotset::cpu

@@ -17,8 +17,8 @@ constexpr int kLanesOf512 = 4;
 
 struct Quad {
   __m512i q[8];
-  __m512 d[2];  // lane l: scales of A, B, C, D in block l; of Q6_K in half block 4 s + l
-  __m512 m;     // minima of Q4_K and Q5_K
+  __m512 d[2];  // lane l: scales of A, B, C, D in block l; of types whose halves have their own in half block 4 s + l
+  __m512 m[2];  // minima, laid out as d; of Q4_K and Q5_K the first only
 };
 
 // Bytes (A, B, C, D) of every dword from four vectors; vector v: dwords of bytes 4 v .. 4 v + 3 of each lane.
@@ -42,6 +42,7 @@ inline __m512 join_scales(__m512i a, __m512i b, __m512i c, __m512i d) {
 }
 
 struct SumQ4 : Q4 {
+  using Kind = SumQ4;
   static constexpr int64_t kStripBytes = kStripBlocks * kBytes;
   static constexpr bool kHasMinimum = false, kHalfScales = false, kPairs = false;
   static constexpr int half_of(int s, int l) { return 2 * l + s; }
@@ -72,6 +73,7 @@ struct SumQ4 : Q4 {
 };
 
 struct SumQ8 : Q8 {
+  using Kind = SumQ8;
   static constexpr int64_t kStripBytes = kStripBlocks * kBytes;
   static constexpr bool kHasMinimum = false, kHalfScales = false, kPairs = false;
   static constexpr int half_of(int s, int l) { return 2 * l + s; }
@@ -142,7 +144,7 @@ inline void load_k_scales(const KStrip& at, Quad& out) {
     return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(scale_bytes)), by);
   };
   out.d[0] = scaled(_mm512_castsi512_si128(by_block), half_lanes(halfs));
-  out.m = scaled(_mm512_extracti32x4_epi32(by_block, 1), half_lanes(_mm_srli_epi32(halfs, 16)));
+  out.m[0] = scaled(_mm512_extracti32x4_epi32(by_block, 1), half_lanes(_mm_srli_epi32(halfs, 16)));
 }
 
 // Adds two bits above the nibbles of four units: bits shift_0 .. of the bytes in the first two lanes, shift_1 .. in the
@@ -173,6 +175,7 @@ inline void load_k_integers(const KStrip& at, int64_t nibbles_at, int64_t high_a
 }
 
 struct SumQ4K : Q4K {
+  using Kind = SumQ4K;
   static constexpr int32_t kOffset = 0;
   static constexpr int kHighMask = 0;
   static constexpr bool kHasMinimum = true, kHalfScales = false, kPairs = true;
@@ -184,6 +187,7 @@ struct SumQ4K : Q4K {
 };
 
 struct SumQ5K : Q5K {
+  using Kind = SumQ5K;
   static constexpr int32_t kOffset = 0;
   static constexpr int kHighMask = 0x10;
   static constexpr bool kHasMinimum = true, kHalfScales = false, kPairs = true;
@@ -196,6 +200,7 @@ struct SumQ5K : Q5K {
 };
 
 struct SumQ6K : Q6K {
+  using Kind = SumQ6K;
   static constexpr int kHighMask = 0x30;
   static constexpr bool kHasMinimum = false, kHalfScales = true, kPairs = false;
   static constexpr int half_of(int s, int l) { return 4 * s + l; }

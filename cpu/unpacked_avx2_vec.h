@@ -161,5 +161,12 @@ inline __m128i load_c(block_format::IQ4_XS, const std::byte* at) {
   return _mm_unpacklo_epi8(c, c);
 }
 
+// Pairs of products of bytes; kNonNegative: of w that is so. |w|, |x| <= 127, so pairs fit 16 bits.
+template <bool kNonNegative>
+inline __m256i products(__m256i w, __m256i x) {
+  if constexpr (kNonNegative) return _mm256_maddubs_epi16(w, x);
+  return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+}
+
 }  // namespace
 }  // namespace hotset::cpu

@@ -30,6 +30,9 @@ constexpr bool has_halves(WeightType type) {
   return type == kWeightQ6_K || type == kWeightQ2_K || type == kWeightQ3_K;
 }
 
+// Scale of activations where a row has no block: with it a block adds -0 to its lane, which changes none.
+constexpr float kMissing = -0.0f;
+
 // Block b of a row.
 template <class Format>
 inline void unpack_block(Format, const std::byte* row, int64_t b, UnpackedBlock& out) {

@@ -53,7 +53,7 @@ inline const std::vector<Kernels>& tables() {
       list.emplace_back().isa = "avx512";
       fill_block_avx512(list.back());
       fill_block_k_avx512(list.back());
-      fill_unpacked_avx2(list.back());
+      fill_unpacked_avx512(list.back());
       list.push_back(list.back());
       list.back().isa = "amx (emulated)";
       fill_block_emulated_amx(list.back());

@@ -62,8 +62,7 @@ inline std::vector<Kernels> float_tables() {
   }
   if (best == "avx512") {
     tables.emplace_back();
-    fill_unpacked_generic(tables.back()), fill_float_avx512(tables.back());
-    fill_sum_avx2(tables.back()), fill_sum_avx512(tables.back());
+    fill_unpacked_generic(tables.back()), fill_float_avx512(tables.back()), fill_sum_avx512(tables.back());
     tables.back().isa = "avx512";
   }
 #endif
