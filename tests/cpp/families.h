@@ -1,9 +1,10 @@
-// Small models of several families, and what the thread sanitizer leaves out: shared by tests of exact and predict.
+// Small models of several families, shared by tests of exact and predict.
 #pragma once
 
 #include <algorithm>
 #include <numeric>
 
+#include "tests/cpp/sanitizers.h"
 #include "tests/cpp/util.h"
 
 namespace hotset::test {
@@ -11,26 +12,11 @@ namespace hotset::test {
 using Ids = std::vector<int32_t>;
 using Logits = std::vector<float>;
 
-// The thread sanitizer looks at how threads meet, which no type and no instruction set changes, and makes all of this
-// twenty times slower.
-#if defined(__SANITIZE_THREAD__)
-constexpr bool kThreadsOnly = true;
-#else
-constexpr bool kThreadsOnly = false;
-#endif
-
-// Plans are written and checked by one thread, several times slower under a sanitizer: there, some kinds are enough.
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr bool kFewPlans = true;
-#else
-constexpr bool kFewPlans = false;
-#endif
-
 // Families differ in no kernel of a weight type: under a sanitizer all types are for the first family, and two for the
 // others, one of odd sizes.
 constexpr bool skips_type(bool is_first, DType dtype) {
   if (kThreadsOnly) return dtype != DType::kQ4_0;
-  return kFewPlans && !is_first && dtype != DType::kQ4_0 && dtype != DType::kF32;
+  return kFewCases && !is_first && dtype != DType::kQ4_0 && dtype != DType::kF32;
 }
 
 struct Family {

@@ -1,8 +1,11 @@
 // Block kernels of every instruction set against a scalar statement of the canonical rules (cpu/kernels.h), bit for
 // bit, and against sums in double. Two NaNs count as equal whatever their payload.
 #include "tests/cpp/block_kernel_util.h"
+#include "tests/cpp/sanitizers.h"
 
 namespace {
+
+using hotset::test::kFewCases;
 
 TEST_CASE("block kernels: quantisation of activations follows the rules bit for bit") {
   std::mt19937 rng(kSeed);
@@ -109,7 +112,7 @@ TEST_CASE("block kernels: gemm equals dot_rows for every number of activations")
   std::mt19937 rng(kSeed + 3);
   for (WeightType type : kTypes)
     for (int64_t n : lengths(type))
-      for (int64_t n_acts = 1; n_acts <= 20; n_acts += n_acts < 9 || n == length_of(type, 544) ? 1 : 4)
+      for (int64_t n_acts = 1; n_acts <= 20; n_acts += kFewCases ? 6 : n_acts < 9 || n == length_of(type, 544) ? 1 : 4)
         for (Fill fill : kFills) {
           const int64_t n_rows = static_cast<int64_t>(rng() % 70);
           const Problem problem(type, n, n_rows, n_acts, fill, n_acts % 2 ? 0 : 2, rng);

@@ -14,6 +14,7 @@
 #include "cpu/cpu_program.h"
 #include "cpu/reference.h"
 #include "tests/cpp/cards.h"
+#include "tests/cpp/sanitizers.h"
 #include "tests/cpp/util.h"
 
 namespace {
@@ -295,6 +296,7 @@ TEST_CASE("cpu phases: SparseFfn, for unit counts around the number of shares an
   for (const DType dtype :
        {DType::kF32, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K, DType::kQ2_K,
         DType::kQ5_1}) {
+    if (skips_for_threads(dtype)) continue;
     for (const auto& [n_least, n_ff] :
          {std::pair<int64_t, int64_t>{32, 1}, {64, 15}, {96, 17}, {160, 100}, {32, 300}}) {
       for (const Activation activation : {Activation::kSilu, Activation::kRelu}) {
@@ -356,6 +358,7 @@ TEST_CASE("cpu phases: sums of two parts of the units merge to the bits of all u
        {DType::kF32, DType::kF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_K, DType::kQ6_K, DType::kQ2_K})
     for (const int64_t cut : {1, 90, 149})
       for (const bool listed : {false, true}) {
+        if (skips_for_threads(dtype)) continue;
         CAPTURE(dtype_name(dtype));
         CAPTURE(cut);
         CAPTURE(listed);

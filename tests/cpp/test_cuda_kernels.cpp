@@ -267,7 +267,7 @@ TEST_CASE("cuda kernels: models of every family, all units and those that fire")
     for (const DType dtype : {DType::kF32, DType::kQ4_0})
       for (const bool exact : {false, true}) {
         if (exact && !is_sparse(family.activation)) continue;
-        if (kFewPlans && dtype != DType::kQ4_0) continue;
+        if (kFewCases && dtype != DType::kQ4_0) continue;
         CAPTURE(family.arch);
         CAPTURE(family.is_other);
         CAPTURE(activation_name(family.activation));
@@ -309,6 +309,7 @@ std::vector<std::vector<uint32_t>> lists(const Side& side, BufferId id, int64_t 
 
 TEST_CASE("cuda kernels: lists of more units than a block looks at, of some columns, among candidates, counted") {
   for (const int64_t n : {1, 31, 8192, 8193, 20000}) {
+    if (kThreadsOnly && n > 8193) continue;
     CAPTURE(n);
     Made made(3);
     const BufferId x = made.input(n), margins = made.input(n);

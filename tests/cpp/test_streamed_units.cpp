@@ -81,7 +81,7 @@ template <class F>
 void for_all_plans(F check) {
   for (const Family& family : kFamilies)
     for (const bool exact : {true, false}) {
-      if (kFewPlans && family.activation != Activation::kRelu2) continue;
+      if (kFewCases && family.activation != Activation::kRelu2) continue;
       if (exact && !is_sparse(family.activation)) continue;
       TinySpec spec = spec_of(family, DType::kF32);
       spec.n_layer = 3;
@@ -102,7 +102,7 @@ TEST_CASE("stream: every step and flag of every plan is needed") {
   int64_t n_fetches = 0;
   for_all_plans([&](const Plan& plan) {
     CHECK(lint(plan).empty());
-    for (size_t i = 0; i < plan.steps.size(); ++i) {
+    for (size_t i = 0; i < plan.steps.size(); i += kFewCases ? 3 : 1) {
       n_fetches += std::holds_alternative<op::Fetch>(plan.steps[i].op);
       if (lint(without_step(plan, i)).empty() != works_in_place(plan.steps[i]))
         FAIL_CHECK("step ", i, ": ", dump_of(plan, i));
@@ -110,7 +110,7 @@ TEST_CASE("stream: every step and flag of every plan is needed") {
     for (size_t i = 0; i < plan.flags.size(); ++i)
       if (lint(without_flag(plan, static_cast<int32_t>(i))).empty()) FAIL_CHECK("flag ", plan.flags[i]);
   });
-  CHECK(n_fetches > (kFewPlans ? 100 : 1000));
+  CHECK(n_fetches > (kFewCases ? 30 : 1000));
 }
 
 TEST_CASE("stream: lint sees places that are taken too early and rows that are read too early") {

@@ -161,7 +161,7 @@ bool has_kernels(const SynthSpec& spec) {
 TEST_CASE("synth: every family and type fires as asked") {
   for (const std::string& arch : families())
     for (const char* type : {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k"}) {
-      if (kFewPlans && arch != families().front() && std::string(type) != "f32" && std::string(type) != "q4_0") continue;
+      if (kFewCases && std::string(type) != "q4_0") continue;  // what fires is what fires in other builds
       SynthSpec spec = tiny_spec(arch, type);
       if (!has_kernels(spec)) spec.pure = true;  // a mixture with a type that this build does not run
       if (!has_kernels(spec)) continue;
@@ -176,12 +176,14 @@ TEST_CASE("synth: other activations, sparsities, skews, seeds and depths fire as
     check_firing(spec);
   }
   for (const double sparsity : {0.3, 0.5, 0.7, 0.95, 0.98}) {
+    if (kFewCases && sparsity != 0.3 && sparsity != 0.98) continue;
     CAPTURE(sparsity);
     SynthSpec spec = tiny_spec("arcee", "q8_0");
     spec.sparsity = sparsity, spec.skew_share = 0, spec.seed = 5;
     check_firing(spec);
   }
   for (const auto& [top, share] : {std::pair{0.26, 0.5}, std::pair{0.1, 0.6}, std::pair{0.26, 0.93}}) {
+    if (kFewCases && top == 0.26) continue;
     CAPTURE(top);
     CAPTURE(share);
     SynthSpec spec = tiny_spec("nemotron", "f16");

@@ -186,7 +186,8 @@ def test_a_peer_that_fails_is_reported(bench, body, why):
     path.unlink()
     if body is not None:
         script(path, "#!{python}\n" + body + "\n")
-    text = bench("a.gguf", "--llama-cpp", str(path), "--threads", "2", "--timeout", "1", "--json", "out.json").stdout
+    timeout = "1" if "sleep" in (body or "") else "60"
+    text = bench("a.gguf", "--llama-cpp", str(path), "--threads", "2", "--timeout", timeout, "--json", "out.json").stdout
     assert cells(text)[1][3:6] == ["failed", "20.0 [10.0-30.0]", ""]
     assert f"- llama.cpp failed on a.gguf, 2 threads: {why}" in text
     rows = json.loads((bench.folder / "out.json").read_text())["rows"]
