@@ -5,6 +5,7 @@
 
 #include "core/devices.h"
 #include "core/engine_impl.h"
+#include "core/gguf.h"
 #include "core/hybrid_planner.h"
 #include "core/planner.h"
 #include "core/topology.h"
@@ -141,6 +142,8 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model_in, const EngineOption
   if (is_accelerator(options.device)) {
     add_accelerator(options, is_outline);
   } else {
+    // Rows of listed units lie anywhere in the file. (With an accelerator they are copied to large pages.)
+    if (!is_outline) model->file().prefer_large_pages();
     relayout_ = choose_weights(options, is_outline);
     if (options.mode == "predict") predictor_ = make_predictor(options, is_outline);
     executor_ = std::make_unique<Executor>(std::vector<Device*>{device_.get()}, make_plan(options));

@@ -1,6 +1,7 @@
 // Typed look-ups in a parsed GGUF file.
 #include "core/gguf.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -157,6 +158,17 @@ std::string gguf_value_text(const GgufValue& value) {
 
 void GgufFile::drop_pages(const TensorView& view) const {
   if (mapping_) mapping_->drop_pages(view.data, view.size_bytes());
+}
+
+void GgufFile::drop_all_pages() const {
+  if (!mapping_ || tensors_.empty()) return;
+  const std::byte* first = tensors_.front().data;
+  for (const GgufTensor& each : tensors_) first = std::min(first, each.data);
+  mapping_->drop_pages(first, static_cast<size_t>(mapping_->data() + mapping_->size() - first));
+}
+
+void GgufFile::prefer_large_pages() const {
+  if (mapping_) mapping_->prefer_large_pages();
 }
 
 }  // namespace hotset

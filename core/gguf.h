@@ -94,6 +94,8 @@ class GgufFile {
 
   // Takes a tensor's data out of this process's memory where it is mapped from a file; it is read again when touched.
   void drop_pages(const TensorView& view) const;
+  void drop_all_pages() const;          // of all tensors
+  void prefer_large_pages() const;  // see MmapFile; nothing for what is no mapped file
 
  private:
   friend class GgufParser;

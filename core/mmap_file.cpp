@@ -49,6 +49,8 @@ void MmapFile::drop_pages(const std::byte* at, size_t n_bytes) const {
   if (begin < end) ::madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
 }
 
+void MmapFile::prefer_large_pages() const { ::madvise(const_cast<std::byte*>(data_), size_, MADV_HUGEPAGE); }
+
 MmapFile::~MmapFile() { ::munmap(const_cast<std::byte*>(data_), size_); }
 
 MemoryFile::MemoryFile(const std::string& name) : fd_(::memfd_create(name.c_str(), MFD_CLOEXEC)) {

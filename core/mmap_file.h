@@ -24,6 +24,10 @@ class MmapFile {
   // Nothing happens to memory outside of the mapping.
   void drop_pages(const std::byte* at, size_t n_bytes) const;
 
+  // Asks for large pages from here on, where the system has them for files: what is read from the disk then is cached in
+  // pieces of 2 MiB, which take one entry of the address tables, and are counted as ours once any of it is touched.
+  void prefer_large_pages() const;
+
  private:
   MmapFile(const std::byte* data, size_t size) : data_(data), size_(size) {}
   const std::byte* data_;
