@@ -94,6 +94,10 @@ class Tokenizer {
   std::shared_ptr<const SpecialTokens> specials_;
 };
 
+// Bytes of each piece that a pre-tokenizer (`tokenizer.ggml.pre`) cuts a text into; merging stays within them.
+// Throws UnsupportedModelError for an unknown name.
+std::vector<size_t> pre_token_lengths(const std::string& name, std::string_view text);
+
 // Turns a stream of tokens into text that never ends inside a UTF-8 character.
 // Bytes that cannot become valid are passed on as U+FFFD, one for each maximal subpart (see unicode.h), as soon as that
 // is certain.

@@ -148,9 +148,8 @@ void BpeTokenizer::build_merges() {
 void BpeTokenizer::encode_text(std::string_view text, std::vector<int32_t>& ids) const {
   std::vector<Symbol> symbols;
   Merger merger(merges_);
-  while (!text.empty()) {
-    std::string_view piece = text.substr(0, std::min(pre_token_length(pre_tokenizer_.pattern, text), kMaxPieceBytes));
-    text.remove_prefix(piece.size());
+  PreTokenReader pre_tokens(pre_tokenizer_, text);
+  for (std::string_view piece = pre_tokens.next(); !piece.empty(); piece = pre_tokens.next()) {
     const SymbolId whole = pre_tokenizer_.ignore_merges ? symbols_.find(piece) : kNoSymbol;
     if (whole < data_.tokens.size()) {
       ids.push_back(static_cast<int32_t>(whole));
@@ -171,6 +170,13 @@ void BpeTokenizer::encode_text(std::string_view text, std::vector<int32_t>& ids)
       piece.remove_prefix(symbol.n_bytes);
     }
   }
+}
+
+std::vector<size_t> pre_token_lengths(const std::string& name, std::string_view text) {
+  PreTokenReader reader(find_pre_tokenizer(name), text);
+  std::vector<size_t> lengths;
+  for (std::string_view piece = reader.next(); !piece.empty(); piece = reader.next()) lengths.push_back(piece.size());
+  return lengths;
 }
 
 }  // namespace hotset

@@ -23,11 +23,15 @@ LeadByte lead_byte(uint8_t byte) {
   return {0, 0, 0};
 }
 
-CharClass search_class(uint32_t code_point) {
-  const CharRange* end = kCharRanges + kNumCharRanges;
-  const CharRange* range =
-      std::lower_bound(kCharRanges, end, code_point, [](const CharRange& r, uint32_t c) { return r.last < c; });
-  return range != end && range->first <= code_point ? range->char_class : CharClass::kOther;
+CharClass class_of_run(size_t run) { return static_cast<CharClass>(kCharRuns[run] & 0xf); }
+
+std::array<CharClass, kNumBmp> make_bmp_classes() {
+  std::array<CharClass, kNumBmp> classes;
+  for (size_t run = 0; run < kNumCharRuns && kCharRuns[run] >> 4 < kNumBmp; ++run) {
+    const uint32_t end = run + 1 < kNumCharRuns ? kCharRuns[run + 1] >> 4 : kNumBmp;
+    std::fill(classes.begin() + (kCharRuns[run] >> 4), classes.begin() + std::min(end, kNumBmp), class_of_run(run));
+  }
+  return classes;
 }
 
 }  // namespace
@@ -48,14 +52,16 @@ Utf8Char decode_utf8(std::string_view text) {
   return {code_point, lead.n_bytes, Utf8Status::kValid};
 }
 
+const CharClass* bmp_classes() {
+  static const std::array<CharClass, kNumBmp> kClasses = make_bmp_classes();
+  return kClasses.data();
+}
+
 CharClass char_class(uint32_t code_point) {
-  // ASCII is most of most texts; a search costs ten comparisons.
-  static const std::array<CharClass, 128> kAscii = [] {
-    std::array<CharClass, 128> classes{};
-    for (uint32_t c = 0; c < classes.size(); ++c) classes[c] = search_class(c);
-    return classes;
-  }();
-  return code_point < kAscii.size() ? kAscii[code_point] : search_class(code_point);
+  if (code_point < kNumBmp) return bmp_classes()[code_point];
+  if (code_point > 0x10ffff) return CharClass::kOther;
+  const uint32_t* after = std::upper_bound(kCharRuns, kCharRuns + kNumCharRuns, code_point << 4 | 0xf);
+  return class_of_run(static_cast<size_t>(after - kCharRuns) - 1);
 }
 
 }  // namespace hotset

@@ -7,8 +7,9 @@
 
 namespace hotset {
 
-// What the splitting patterns distinguish: \p{L}, \p{N}, \s (the property White_Space) and the rest.
-enum class CharClass : uint8_t { kOther, kLetter, kNumber, kSpace };
+// What the splitting patterns distinguish: \p{Lu} and \p{Lt}, \p{Ll}, the letters without case (\p{Lm} and \p{Lo}),
+// \p{M}, \p{N}, \p{P}, \p{S}, \s (the property White_Space) and the rest. The generator of the table knows the order.
+enum class CharClass : uint8_t { kOther, kUpper, kLower, kUncased, kMark, kNumber, kPunctuation, kSymbol, kSpace };
 
 enum class Utf8Status : uint8_t {
   kValid,
@@ -33,12 +34,12 @@ Utf8Char decode_utf8(std::string_view text);
 // Class of a code point; kOther for anything above U+10FFFF.
 CharClass char_class(uint32_t code_point);
 
-// Ranges of code points of one class, ascending, disjoint (unicode_tables.cpp).
-struct CharRange {
-  uint32_t first, last;
-  CharClass char_class;
-};
-extern const CharRange kCharRanges[];
-extern const size_t kNumCharRanges;
+// Classes of the code points below kNumBmp, for loops that ask for every character.
+constexpr uint32_t kNumBmp = 0x10000;
+const CharClass* bmp_classes();
+
+// Runs of code points of one class, ascending, from U+0000 on: first code point << 4 | class (unicode_tables.cpp).
+extern const uint32_t kCharRuns[];
+extern const size_t kNumCharRuns;
 
 }  // namespace hotset

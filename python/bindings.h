@@ -149,5 +149,6 @@ void bind_plan(nb::module_& module);
 void bind_compare(nb::module_& module);
 void bind_tensors(nb::module_& module);
 void bind_profile(nb::module_& module);
+void bind_tokenizer(nb::module_& module);
 
 }  // namespace hotset::python

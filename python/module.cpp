@@ -100,6 +100,7 @@ NB_MODULE(_core, module) {
   bind_compare(module);
   bind_tensors(module);
   bind_profile(module);
+  bind_tokenizer(module);
 }
 
 }  // namespace hotset::python

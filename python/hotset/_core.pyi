@@ -151,3 +151,17 @@ class Profiler:
         """What was counted, by the names of restore()."""
 
     def restore(self, *, n_tokens: int, counts: Annotated[NDArray[numpy.uint64], dict(shape=(None, None), order='C', device='cpu', writable=False)], h_sums: Annotated[NDArray[numpy.float64], dict(shape=(None, None), order='C', device='cpu', writable=False)], overlaps: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], thresholds: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], sample_tokens: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], sample_inputs: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], sample_masks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None), order='C', device='cpu', writable=False)]) -> None: ...
+
+def pre_token_lengths(name: str, text: bytes) -> list[int]:
+    """
+    Bytes of each piece that a pre-tokenizer (`tokenizer.ggml.pre`) cuts a text into.
+    """
+
+class Tokenizer:
+    """The tokenizer of a file, which may lack the model."""
+
+    def __init__(self, path: str) -> None: ...
+
+    def encode(self, text: bytes, add_special: bool, parse_special: bool) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int], special: bool) -> bytes: ...

@@ -21,7 +21,7 @@ LAYERS = [
      "quantize", "json", "bit_planes", "knapsack"],
     ["arena", "atomic_file", "mmap_file", "gguf", "topology", "machine_rates"],
     ["op", "device", "devices", "fetched_weights", "handoff", "lint", "plan", "thread_pool"],
-    ["architecture", "model_config", "weights", "rope", "tokenizer", "pre_tokenizer", "sampler",
+    ["architecture", "model_config", "weights", "rope", "tokenizer", "pre_tokenizer", "split", "sampler",
      "kv_cache", "model", "fingerprint", "sidecar"],
     ["plan_builder", "lane_builder", "planner", "hybrid_planner", "placed_weights", "executor", "relayout",
      "placement", "predictor", "memory_plan", "prefix_cache", "sequence_file", "simulate", "streamed_units",
