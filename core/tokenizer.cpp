@@ -1,6 +1,7 @@
 #include "core/tokenizer.h"
 
 #include <algorithm>
+#include <deque>
 #include <stdexcept>
 #include <utility>
 
@@ -46,10 +47,16 @@ Tokenizer::Tokenizer(TokenizerData data) : data_(std::move(data)) {
   check_sizes_and_ids();
   fill_in_types();
   std::vector<SpecialToken> specials;
+  std::deque<std::string> spaced;
   for (int32_t id = 0; id < n_vocab(); ++id) {
+    std::string_view text = data_.tokens[static_cast<size_t>(id)];
     const bool is_user_defined = type(id) == TokenType::kUserDefined;
+    if (is_user_defined && data_.model == "llama" && text.find(kEscapedSpace) != std::string_view::npos) {
+      // Gemma's runs of spaces: SentencePiece looks for them where spaces are U+2581 already, we before that.
+      text = spaced.emplace_back(unescaped(text));
+    }
     if (is_user_defined || type(id) == TokenType::kControl || type(id) == TokenType::kUnknown) {
-      specials.push_back({data_.tokens[static_cast<size_t>(id)], id, is_user_defined});
+      specials.push_back({text, id, is_user_defined});
     }
   }
   specials_ = std::make_shared<const SpecialTokens>(std::move(specials));
@@ -87,6 +94,15 @@ void Tokenizer::fill_in_types() {
   for (size_t id = 0; id < data_.tokens.size(); ++id) {
     if (is_end_text(data_.tokens[id])) data_.types[id] = TokenType::kControl;
   }
+}
+
+std::string Tokenizer::unescaped(std::string_view token) {
+  std::string text;
+  for (size_t found; (found = token.find(kEscapedSpace)) != std::string_view::npos;) {
+    text.append(token.substr(0, found)) += ' ';
+    token.remove_prefix(found + kEscapedSpace.size());
+  }
+  return text.append(token);
 }
 
 bool Tokenizer::is_mergeable(int32_t id) const {
@@ -128,9 +144,7 @@ void Tokenizer::append_piece(int32_t id, bool special, bool& at_start, std::stri
   }
   const bool is_hidden = type(id) == TokenType::kControl || type(id) == TokenType::kUnknown;
   const std::string& piece = pieces_[static_cast<size_t>(id)];
-  // encode puts a space behind what it matched verbatim; user-defined tokens with U+2581 in them come out of merging.
-  const bool is_matched = type(id) == TokenType::kControl ||
-                          (type(id) == TokenType::kUserDefined && piece == data_.tokens[static_cast<size_t>(id)]);
+  const bool is_matched = type(id) == TokenType::kControl || type(id) == TokenType::kUserDefined;
   const bool has_prefix = data_.model == "llama" && data_.add_space_prefix;
   const bool drops_space = at_start && has_prefix && !is_matched && !piece.empty() && piece[0] == ' ';
   if (!is_hidden || special) text.append(piece, drops_space ? 1 : 0);

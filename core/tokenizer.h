@@ -76,6 +76,11 @@ class Tokenizer {
 
   TokenType type(int32_t id) const { return data_.types[static_cast<size_t>(id)]; }
 
+  static constexpr std::string_view kEscapedSpace = "\xe2\x96\x81";  // U+2581, a space inside SentencePiece tokens
+
+  // A SentencePiece token with spaces for U+2581.
+  static std::string unescaped(std::string_view token);
+
   // Whether a token may come out of merging: a text must never become a control token by accident.
   bool is_mergeable(int32_t id) const;
 

@@ -11,8 +11,6 @@ namespace hotset {
 
 namespace {
 
-constexpr std::string_view kSpace = "\xe2\x96\x81";  // U+2581, stands for a space inside tokens
-
 // More bytes than this are never merged as one run, so that 32 bits count them.
 constexpr size_t kMaxSegmentBytes = size_t{1} << 30;
 
@@ -29,27 +27,12 @@ uint32_t unit_key(std::string_view unit) {
   return key;
 }
 
-std::string unescaped(std::string_view token) {
-  std::string text;
-  for (size_t pos = 0; pos < token.size();) {
-    const bool is_space = token.substr(pos, kSpace.size()) == kSpace;
-    text += is_space ? ' ' : token[pos];
-    pos += is_space ? kSpace.size() : 1;
-  }
-  return text;
-}
-
 // The byte that a token text "<0xXX>" stands for, -1 for any other text.
 int byte_of_token(std::string_view token) {
   const auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; };
   if (token.size() != 6 || token.substr(0, 3) != "<0x" || token[5] != '>') return -1;
   const int high = digit(token[3]), low = digit(token[4]);
   return high < 0 || low < 0 ? -1 : high * 16 + low;
-}
-
-bool has_inner_space(std::string_view token) {
-  while (token.substr(0, kSpace.size()) == kSpace) token.remove_prefix(kSpace.size());
-  return token.find(kSpace) != std::string_view::npos;
 }
 
 // Drops spaces at both ends and all but one of a run of spaces.
@@ -186,10 +169,10 @@ std::string SpmTokenizer::escaped(std::string_view text) const {
   std::string result;
   if (text.empty()) return result;
   result.reserve(text.size() + text.size() / 2);
-  if (data_.add_space_prefix) result += kSpace;
+  if (data_.add_space_prefix) result += kEscapedSpace;
   for (const char c : text) {
     if (c == ' ') {
-      result += kSpace;
+      result += kEscapedSpace;
     } else {
       result += c;
     }
@@ -201,10 +184,15 @@ size_t SpmTokenizer::segment_length(std::string_view text) const {
   size_t end = std::min(text.size(), kMaxSegmentBytes);
   if (words_are_independent_) {
     size_t begin = 0;
-    while (text.substr(begin, kSpace.size()) == kSpace) begin += kSpace.size();
-    end = std::min(end, text.find(kSpace, begin));
+    while (text.substr(begin, kEscapedSpace.size()) == kEscapedSpace) begin += kEscapedSpace.size();
+    end = std::min(end, text.find(kEscapedSpace, begin));
   }
   return end;
+}
+
+bool SpmTokenizer::has_inner_space(std::string_view token) {
+  while (token.substr(0, kEscapedSpace.size()) == kEscapedSpace) token.remove_prefix(kEscapedSpace.size());
+  return token.find(kEscapedSpace) != std::string_view::npos;
 }
 
 SymbolId SpmTokenizer::symbol_of_unit(std::string_view unit) const {

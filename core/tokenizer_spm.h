@@ -25,6 +25,7 @@ class SpmTokenizer final : public Tokenizer {
   void find_byte_tokens(const SymbolOfText& symbols);
   void build_merges(const SymbolOfText& symbols);
 
+  static bool has_inner_space(std::string_view token);
   std::string escaped(std::string_view text) const;
   size_t segment_length(std::string_view text) const;
   SymbolId symbol_of_unit(std::string_view unit) const;

@@ -189,6 +189,34 @@ TEST_CASE("SentencePiece: prefix, escaping, byte fallback") {
   CHECK(trimmed->encode("   ", kPlain).empty());
 }
 
+TEST_CASE("SentencePiece without a prefix: runs of spaces and line breaks that are user-defined come first") {
+  // As Gemma has them; converters write such tokens with U+2581 or with spaces.
+  for (const std::string& spaces : {std::string("\xe2\x96\x81\xe2\x96\x81"), std::string("  ")}) {
+    TokenizerData data = tiny_spm();
+    data.add_space_prefix = false;
+    const auto add = [&](const std::string& token) {
+      data.tokens.push_back(token);
+      data.types.push_back(TokenType::kUserDefined);
+      data.scores.push_back(-1000);
+      return static_cast<int32_t>(data.tokens.size()) - 1;
+    };
+    const int32_t two = add(spaces), three = add(spaces + spaces.substr(0, spaces.size() / 2)), breaks = add("\n\n");
+    const auto tokenizer = Tokenizer::create(data);
+    const int32_t the = id_of(data, "the"), space_the = id_of(data, "\xe2\x96\x81the"), newline = id_of(data, "<0x0A>");
+    const int32_t space_t = id_of(data, "\xe2\x96\x81t");
+    CHECK(tokenizer->encode("the the", kPlain) == Ids{the, space_the});
+    CHECK(tokenizer->encode("the  the", kPlain) == Ids{the, two, the});
+    CHECK(tokenizer->encode("the   the", kPlain) == Ids{the, three, the});
+    CHECK(tokenizer->encode("the      the", kPlain) == Ids{the, three, three, the});
+    CHECK(tokenizer->encode("\n\n\n\xc3\xa9", kPlain) ==
+          Ids{breaks, newline, id_of(data, "<0xC3>"), id_of(data, "<0xA9>")});
+    CHECK(tokenizer->encode("\n\n t", kPlain) == Ids{breaks, space_t});
+    for (const char* text : {"  ", "the    the", " the", "a  \n\n   \n\n\n t ", "      the "}) {
+      CHECK(tokenizer->decode(tokenizer->encode(text)) == text);
+    }
+  }
+}
+
 TEST_CASE("SentencePiece without byte tokens: a run of unknown characters is one unknown token") {
   TokenizerData data;
   data.model = "llama";
