@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <optional>
+#include <span>
 #include <utility>
 
 #include "core/error.h"
+#include "core/tokenizer_cache.h"
 #include "core/unicode.h"
 
 namespace hotset {
@@ -146,29 +148,39 @@ void BpeTokenizer::build_merges() {
 }
 
 void BpeTokenizer::encode_text(std::string_view text, std::vector<int32_t>& ids) const {
-  std::vector<Symbol> symbols;
+  TokenCache cache(text.size());
   Merger merger(merges_);
   PreTokenReader pre_tokens(pre_tokenizer_, text);
   for (std::string_view piece = pre_tokens.next(); !piece.empty(); piece = pre_tokens.next()) {
-    const SymbolId whole = pre_tokenizer_.ignore_merges ? symbols_.find(piece) : kNoSymbol;
-    if (whole < data_.tokens.size()) {
-      ids.push_back(static_cast<int32_t>(whole));
-      continue;
+    if (cache.append(piece, ids)) continue;
+    const size_t n_before = ids.size();
+    for (size_t begin = 0; begin < piece.size(); begin += kMaxPieceBytes) {
+      encode_piece(piece.substr(begin, kMaxPieceBytes), merger, ids);
     }
-    symbols.clear();
-    for (const char c : piece) symbols.push_back({byte_symbols_[static_cast<uint8_t>(c)], 1});
-    merger.merge(symbols);
-    for (const Symbol& symbol : symbols) {
-      if (symbol.id < data_.tokens.size()) {
-        ids.push_back(static_cast<int32_t>(symbol.id));
-      } else {
-        for (const char c : piece.substr(0, symbol.n_bytes)) {
-          const std::vector<int32_t>& spelled = byte_ids_[static_cast<uint8_t>(c)];
-          ids.insert(ids.end(), spelled.begin(), spelled.end());
-        }
+    cache.store(piece, std::span(ids).subspan(n_before));
+  }
+}
+
+void BpeTokenizer::encode_piece(std::string_view piece, Merger& merger, std::vector<int32_t>& ids) const {
+  const SymbolId whole = pre_tokenizer_.ignore_merges ? symbols_.find(piece) : kNoSymbol;
+  if (whole < data_.tokens.size()) {
+    ids.push_back(static_cast<int32_t>(whole));
+    return;
+  }
+  std::vector<Symbol> symbols;
+  symbols.reserve(piece.size());
+  for (const char c : piece) symbols.push_back({byte_symbols_[static_cast<uint8_t>(c)], 1});
+  merger.merge(symbols);
+  for (const Symbol& symbol : symbols) {
+    if (symbol.id < data_.tokens.size()) {
+      ids.push_back(static_cast<int32_t>(symbol.id));
+    } else {
+      for (const char c : piece.substr(0, symbol.n_bytes)) {
+        const std::vector<int32_t>& spelled = byte_ids_[static_cast<uint8_t>(c)];
+        ids.insert(ids.end(), spelled.begin(), spelled.end());
       }
-      piece.remove_prefix(symbol.n_bytes);
     }
+    piece.remove_prefix(symbol.n_bytes);
   }
 }
 

@@ -53,6 +53,8 @@ class BpeTokenizer final : public Tokenizer {
  private:
   void encode_text(std::string_view text, std::vector<int32_t>& ids) const override;
 
+  void encode_piece(std::string_view piece, Merger& merger, std::vector<int32_t>& ids) const;
+
   void fill_in_pieces();
   void find_byte_tokens();
   void build_merges();

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <functional>
+#include <span>
 #include <utility>
 
 #include "core/error.h"
+#include "core/tokenizer_cache.h"
 #include "core/unicode.h"
 
 namespace hotset {
@@ -98,7 +100,7 @@ SpmTokenizer::SymbolOfText SpmTokenizer::collect_symbols() {
   for (int32_t id = 0; id < n_vocab(); ++id) {
     if (!is_mergeable(id)) continue;
     const std::string_view token = data_.tokens[static_cast<size_t>(id)];
-    if (has_inner_space(token)) words_are_independent_ = false;
+    note_joined_spaces(token);
     for (size_t pos = 0; pos < token.size();) {
       const std::string_view unit = token.substr(pos, unit_length(token.substr(pos)));
       pos += unit.size();
@@ -180,19 +182,21 @@ std::string SpmTokenizer::escaped(std::string_view text) const {
   return result;
 }
 
-size_t SpmTokenizer::segment_length(std::string_view text) const {
-  size_t end = std::min(text.size(), kMaxSegmentBytes);
-  if (words_are_independent_) {
-    size_t begin = 0;
-    while (text.substr(begin, kEscapedSpace.size()) == kEscapedSpace) begin += kEscapedSpace.size();
-    end = std::min(end, text.find(kEscapedSpace, begin));
+void SpmTokenizer::note_joined_spaces(std::string_view token) {
+  for (size_t pos = 0; (pos = token.find(kEscapedSpace, pos)) != std::string_view::npos; pos += kEscapedSpace.size()) {
+    const bool is_joined = pos > 0 && !token.substr(0, pos).ends_with(kEscapedSpace);
+    if (is_joined) joins_space_[static_cast<uint8_t>(token[pos - 1])] = true;
   }
-  return end;
 }
 
-bool SpmTokenizer::has_inner_space(std::string_view token) {
-  while (token.substr(0, kEscapedSpace.size()) == kEscapedSpace) token.remove_prefix(kEscapedSpace.size());
-  return token.find(kEscapedSpace) != std::string_view::npos;
+size_t SpmTokenizer::segment_length(std::string_view text) const {
+  const size_t limit = std::min(text.size(), kMaxSegmentBytes);
+  for (size_t pos = 0;;) {
+    while (text.substr(pos, kEscapedSpace.size()) == kEscapedSpace) pos += kEscapedSpace.size();
+    pos = text.find(kEscapedSpace, pos);
+    if (pos >= limit) return limit;
+    if (!joins_space_[static_cast<uint8_t>(text[pos - 1])]) return pos;
+  }
 }
 
 SymbolId SpmTokenizer::symbol_of_unit(std::string_view unit) const {
@@ -211,30 +215,45 @@ bool SpmTokenizer::append_bytes(std::string_view unit, std::vector<int32_t>& ids
 
 void SpmTokenizer::encode_text(std::string_view text, std::vector<int32_t>& ids) const {
   const std::string buffer = escaped(text);
-  std::string_view rest = buffer;
-  std::vector<Symbol> symbols;
+  TokenCache cache(buffer.size());
   Merger merger(merges_);
   bool after_unknown = false;  // a run of unknown characters is one unknown token, as in SentencePiece
-  while (!rest.empty()) {
-    std::string_view segment = rest.substr(0, segment_length(rest));
+  for (std::string_view rest = buffer; !rest.empty();) {
+    const std::string_view segment = rest.substr(0, segment_length(rest));
     rest.remove_prefix(segment.size());
-    symbols.clear();
-    for (size_t pos = 0; pos < segment.size();) {
-      const std::string_view unit = segment.substr(pos, unit_length(segment.substr(pos)));
-      symbols.push_back({symbol_of_unit(unit), static_cast<uint32_t>(unit.size())});
-      pos += unit.size();
+    if (cache.append(segment, ids)) {
+      after_unknown = false;
+      continue;
     }
-    merger.merge(symbols);
-    for (const Symbol& symbol : symbols) {
-      const std::string_view span = segment.substr(0, symbol.n_bytes);
-      segment.remove_prefix(symbol.n_bytes);
-      const bool is_token = symbol.id < data_.tokens.size();
-      if (is_token) ids.push_back(static_cast<int32_t>(symbol.id));
-      const bool is_unknown = !is_token && !append_bytes(span, ids);
-      if (is_unknown && !after_unknown) ids.push_back(data_.unk_id);
-      after_unknown = is_unknown;
-    }
+    const size_t n_before = ids.size();
+    const Unknowns unknowns = encode_segment(segment, after_unknown, merger, ids);
+    if (!unknowns.any) cache.store(segment, std::span(ids).subspan(n_before));
+    after_unknown = unknowns.at_end;
   }
+}
+
+SpmTokenizer::Unknowns SpmTokenizer::encode_segment(std::string_view segment, bool after_unknown, Merger& merger,
+                                                    std::vector<int32_t>& ids) const {
+  std::vector<Symbol> symbols;
+  symbols.reserve(segment.size());
+  for (size_t pos = 0; pos < segment.size();) {
+    const std::string_view unit = segment.substr(pos, unit_length(segment.substr(pos)));
+    symbols.push_back({symbol_of_unit(unit), static_cast<uint32_t>(unit.size())});
+    pos += unit.size();
+  }
+  merger.merge(symbols);
+  Unknowns unknowns = {.any = false, .at_end = after_unknown};
+  for (const Symbol& symbol : symbols) {
+    const std::string_view span = segment.substr(0, symbol.n_bytes);
+    segment.remove_prefix(symbol.n_bytes);
+    const bool is_token = symbol.id < data_.tokens.size();
+    if (is_token) ids.push_back(static_cast<int32_t>(symbol.id));
+    const bool is_unknown = !is_token && !append_bytes(span, ids);
+    if (is_unknown && !unknowns.at_end) ids.push_back(data_.unk_id);
+    unknowns.at_end = is_unknown;
+    unknowns.any = unknowns.any || is_unknown;
+  }
+  return unknowns;
 }
 
 }  // namespace hotset

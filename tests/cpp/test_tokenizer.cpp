@@ -234,6 +234,42 @@ TEST_CASE("SentencePiece without byte tokens: a run of unknown characters is one
   CHECK(tokenizer->decode({3, 0, 2}, /*special=*/true) == "a<unk>a");
 }
 
+TEST_CASE("SentencePiece tokens with a space behind something else") {
+  TokenizerData data = tiny_spm();
+  data.add_space_prefix = false;
+  data.tokens.push_back("e\xe2\x96\x81t");
+  data.types.push_back(TokenType::kNormal);
+  data.scores.push_back(-0.5f);
+  const auto tokenizer = Tokenizer::create(data);
+  const int32_t joined = id_of(data, "e\xe2\x96\x81t"), space_t = id_of(data, "\xe2\x96\x81t"), a = id_of(data, "aa");
+  CHECK(tokenizer->encode("e t", kPlain) == Ids{joined});
+  CHECK(tokenizer->encode("aa taa e t t", kPlain) == Ids{a, space_t, a, id_of(data, "\xe2\x96\x81"), joined, space_t});
+}
+
+TEST_CASE("a long text has the tokens of its words") {
+  const uint32_t seed = std::random_device{}();
+  CAPTURE(seed);
+  std::mt19937 random(seed);
+  TokenizerData spm = tiny_spm();
+  spm.add_space_prefix = false;
+  for (const TokenizerData& data : {tiny_bpe(), tiny_llama3(), spm}) {
+    const auto tokenizer = Tokenizer::create(data);
+    std::vector<std::string> words(3000, " ");
+    for (std::string& word : words) {
+      for (size_t n = 1 + random() % 30; n > 0; --n) word += "theaxyzqrs"[random() % 10];
+    }
+    std::string text;
+    Ids expected;
+    for (int i = 0; i < 20000; ++i) {
+      const std::string& word = words[random() % (i % 2 ? 30 : words.size())];  // some are frequent
+      const Ids ids = tokenizer->encode(word, kPlain);
+      text += word;
+      expected.insert(expected.end(), ids.begin(), ids.end());
+    }
+    CHECK(tokenizer->encode(text, kPlain) == expected);
+  }
+}
+
 TEST_CASE("special tokens only where they are asked for; user-defined tokens always") {
   for (const TokenizerData& data : {tiny_spm(), tiny_bpe()}) {
     const auto tokenizer = Tokenizer::create(data);
