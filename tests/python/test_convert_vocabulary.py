@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from hf_checkpoint import message, sentencepiece_bytes  # noqa: E402
 
+from hotset.convert.pre_tokenizers import as_components, kChains, kIgnoreMerges  # noqa: E402
 from hotset.convert.sentencepiece import parse_sentencepiece  # noqa: E402
 from hotset.convert.vocabulary import Vocabulary, read_vocabulary  # noqa: E402
 from hotset.errors import ModelFormatError, UnsupportedModelError  # noqa: E402
@@ -173,6 +174,7 @@ def test_byte_level_bpe(tmp_path: Path, merges: list[Any]) -> None:
     tokenizer = bpe(["a", "b", "c", "ab", "abc"], merges, pre_tokenizer=splitter(LLAMA3_REGEX),
                     added_tokens=[added(5, "<bos>", True), added(7, "<word>", False)],
                     post_processor={"type": "Sequence", "processors": [{"type": "ByteLevel"}, template]})  # fmt: skip
+    tokenizer["model"]["ignore_merges"] = True
     vocabulary = read(tmp_path, 8, tokenizer=tokenizer, tokenizer_config={"bos_token": "<bos>"})
     assert (vocabulary.model, vocabulary.pre) == ("gpt2", "llama-bpe")
     assert vocabulary.merges == ["a b", "ab c"] and not vocabulary.scores
@@ -187,16 +189,50 @@ def test_plain_byte_level_is_gpt2(tmp_path: Path) -> None:
     assert vocabulary.pre == "gpt-2" and not vocabulary.flags["add_bos_token"]
 
 
+@pytest.mark.parametrize("name", kChains)
+def test_pre_tokenizers_by_their_steps(tmp_path: Path, name: str) -> None:
+    chain = {"type": "Sequence", "pretokenizers": as_components(name)}
+    tokenizer = bpe(["a", "b", "ab"], ["a b"], pre_tokenizer=chain)
+    tokenizer["model"]["ignore_merges"] = name in kIgnoreMerges
+    assert read(tmp_path, 3, tokenizer=tokenizer).pre == name
+
+
+def test_spellings_of_one_pattern(tmp_path: Path) -> None:
+    newlines = LLAMA3_REGEX.replace(r"\r", "\r").replace(r"\n", "\n")
+    assert read(tmp_path, 2, tokenizer=bpe(["a", "b"], [], pre_tokenizer=splitter(newlines))).pre == "dbrx"
+    removed = splitter(LLAMA3_REGEX, "Removed")
+    removed["pretokenizers"][0]["invert"] = True
+    assert read(tmp_path, 2, tokenizer=bpe(["a", "b"], [], pre_tokenizer=removed)).pre == "dbrx"
+
+
+def test_merges_that_make_every_token_may_be_ignored(tmp_path: Path) -> None:
+    chain = {"type": "Sequence", "pretokenizers": as_components("gpt-4o")}
+    tokenizer = bpe(["a", "b", "ab", "abab", "<x>"], ["a b", "ab ab"], pre_tokenizer=chain)
+    tokenizer["model"]["ignore_merges"] = True
+    tokenizer["added_tokens"] = [added(4, "<x>", True)]
+    assert read(tmp_path, 5, tokenizer=tokenizer).pre == "gpt-4o"
+    tokenizer["model"]["merges"].pop()
+    with pytest.raises(UnsupportedModelError, match="ignore_merges.*none for 'abab'"):
+        read(tmp_path, 5, tokenizer=tokenizer)
+
+
+def test_composed_characters_are_noted(tmp_path: Path) -> None:
+    notes: list[str] = []
+    assert read(tmp_path, 1, notes=notes, tokenizer=bpe(["a"], [], normalizer={"type": "NFC"})).pre == "gpt-2"
+    assert len(notes) == 1 and "NFC" in notes[0]
+
+
 REFUSED_TOKENIZERS = {
-    "unknown regex": (bpe(["a"], [], pre_tokenizer=splitter(r"\p{N}|\w+")), UnsupportedModelError, r"got \\p\{N\}\|"),
+    "unknown regex": (bpe(["a"], [], pre_tokenizer=splitter(r"\p{N}|\w+")), UnsupportedModelError,
+                      r"got Split \\p\{N\}\|"),
     "other behaviour": (bpe(["a"], [], pre_tokenizer=splitter(LLAMA3_REGEX, "Removed")),
-                        UnsupportedModelError, "split"),
+                        UnsupportedModelError, "a Split that isolates"),
     "another step": (
         bpe(["a"], [], pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "Digits"}, BYTE_LEVEL]}),
         UnsupportedModelError, "Digits"),
     "prefix space": (bpe(["a"], [], pre_tokenizer={**BYTE_LEVEL, "add_prefix_space": True}), UnsupportedModelError,
                      "add_prefix_space"),
-    "normalizer": (bpe(["a"], [], normalizer={"type": "NFC"}), UnsupportedModelError, "NFC"),
+    "normalizer": (bpe(["a"], [], normalizer={"type": "NFD"}), UnsupportedModelError, "NFD"),
     "WordPiece": (bpe(["a"], [], model={"type": "WordPiece"}), UnsupportedModelError, "WordPiece"),
     "no byte fallback": (bpe(["a"], [], pre_tokenizer={"type": "Whitespace"}), UnsupportedModelError, "byte_fallback"),
     "no model": ({"version": "1.0"}, ModelFormatError, "model"),
@@ -335,6 +371,13 @@ def test_scores_from_merges(tmp_path: Path) -> None:
     space = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "never", "split": False}
     never = read(tmp_path, 9, tokenizer=spm_like(vocab, merges, normalizer=None, pre_tokenizer=space))
     assert not never.flags["add_space_prefix"]
+    # Gemma's: blanks are replaced before the text is split behind blanks.
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    gemma = read(tmp_path, 9, tokenizer=spm_like(vocab, merges, normalizer=replace, pre_tokenizer=split))
+    assert not gemma.flags["add_space_prefix"] and gemma.scores == never.scores
+    with pytest.raises(UnsupportedModelError, match="got Split"):
+        read(tmp_path, 9, tokenizer=spm_like(vocab, merges, normalizer=None, pre_tokenizer=split))
 
 
 @needs_shared
@@ -348,6 +391,7 @@ def test_real_byte_level_vocabularies(tmp_path: Path, name: str, pre: dict[str, 
     plain = [text for i, text in enumerate(tokens) if types[i] != kControl]
     merges = [merge.split(" ") for merge in keys["merges"]]
     tokenizer = bpe(plain, merges, pre_tokenizer=pre, added_tokens=special)
+    tokenizer["model"]["ignore_merges"] = name == "llama-bpe"
     vocabulary = read(tmp_path, len(tokens), {"bos_token_id": keys["bos_token_id"]}, tokenizer=tokenizer)
     assert vocabulary.pre == name == keys["pre"]
     assert (vocabulary.tokens, vocabulary.types, vocabulary.merges) == (tokens, types, keys["merges"])

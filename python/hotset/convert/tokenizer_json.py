@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import ModelFormatError, UnsupportedModelError, error_text
+from .pre_tokenizers import kIgnoreMerges, pre_tokenizer_names
 
 kWhere = "tokenizer.json"
 kRemedy = "convert a checkpoint with a LLaMA-like tokenizer"
 kBlank = "\u2581"
+kBlankPatterns = ({"String": " "}, {"Regex": " "})
 kMaxDepth = 8
 kMaxPieceLength = 1024  # characters; the work on a piece grows with the square
 kBytePiece = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-# Splitting patterns by GGUF name (tokenizer.ggml.pre). ByteLevel without a pattern of its own is GPT-2's.
-kSplitters = {
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+": "llama-bpe",
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt-2",
-}
 
 
 def _damaged(what: str, expected: object, got: object) -> ModelFormatError:
@@ -50,29 +47,60 @@ def is_byte_level(tokenizer: dict[str, Any]) -> bool:
     return any(step["type"] == "ByteLevel" for step in steps(tokenizer.get("pre_tokenizer"), "pretokenizers"))
 
 
-def pre_tokenizer_name(tokenizer: dict[str, Any]) -> str:
+def pre_tokenizer_name(
+    tokenizer: dict[str, Any], vocab: dict[str, int], merges: list[tuple[str, str]], log: Callable[[str], None]
+) -> str:
     """Returns GGUF's name (`llama-bpe`, `gpt-2`) of a byte-level pre-tokenizer.
+
+    Args:
+        tokenizer: the object of a tokenizer.json.
+        vocab: its vocabulary.
+        merges: its merges.
+        log: takes notes on what a GGUF file cannot say.
 
     Raises:
         UnsupportedModelError: hotset does not know this splitter; the message shows it.
     """
-    normalizers = steps(tokenizer.get("normalizer"), "normalizers")
-    if normalizers:
-        raise _unsupported("normalizer", "none", normalizers[0]["type"][:80])
-    chain = steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
-    if any(step.get("add_prefix_space") for step in chain):
-        raise _unsupported("pre_tokenizer", "add_prefix_space false", "true")
-    kinds = [step["type"] for step in chain]
-    if kinds == ["ByteLevel"] and chain[0].get("use_regex", True) is True:
-        return "gpt-2"
-    if kinds == ["Split", "ByteLevel"] and chain[1].get("use_regex", True) is False:
-        pattern = chain[0].get("pattern")
-        regex = pattern.get("Regex") if isinstance(pattern, dict) else None
-        isolated = chain[0].get("behavior") == "Isolated" and not chain[0].get("invert")
-        if isolated and isinstance(regex, str) and regex in kSplitters:
-            return kSplitters[regex]
-        raise _unsupported("pre_tokenizer", "the splitter of llama-3 or gpt-2", str(regex or pattern)[:200])
-    raise _unsupported("pre_tokenizer", "the splitter of llama-3 or gpt-2", " + ".join(kinds)[:200])
+    normalizers = [step["type"] for step in steps(tokenizer.get("normalizer"), "normalizers")]
+    if normalizers == ["NFC"]:
+        log("note: the tokenizer composes characters (NFC) and hotset takes texts as they are; most are composed")
+    elif normalizers:
+        raise _unsupported("normalizer", "none, or NFC", " + ".join(normalizers)[:200])
+    names = pre_tokenizer_names(steps(tokenizer.get("pre_tokenizer"), "pretokenizers"))
+    wanted = tokenizer["model"].get("ignore_merges") is True
+    fitting = [name for name in names if (name in kIgnoreMerges) == wanted]
+    if fitting:
+        return fitting[0]
+    stray = first_unmerged(vocab, merges, _added_texts(tokenizer))
+    if stray is not None:
+        expected = f"{not wanted} for {names[0]}, or merges that make every token"
+        raise _unsupported("ignore_merges", expected, f"{wanted}, and none for {stray!r:.80}")
+    return names[0]
+
+
+def _added_texts(tokenizer: dict[str, Any]) -> set[str]:
+    added = tokenizer.get("added_tokens")
+    texts = [token.get("content") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    return {text for text in texts if isinstance(text, str)}
+
+
+def first_unmerged(vocab: dict[str, int], merges: list[tuple[str, str]], special: set[str]) -> str | None:
+    """Returns the first token that its own characters do not merge to; None: ignoring merges changes nothing."""
+    rank_of = {pair: rank for rank, pair in enumerate(merges)}
+    for token in vocab:
+        if token in special:
+            continue
+        if len(token) > kMaxPieceLength:
+            return token
+        parts = list(token)
+        while len(parts) > 1:
+            ranks = [rank_of.get(pair, len(merges)) for pair in zip(parts, parts[1:], strict=False)]
+            best = min(ranks)
+            if best == len(merges):
+                return token
+            at = ranks.index(best)
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return None
 
 
 def read_vocab(model: dict[str, Any]) -> dict[str, int]:
@@ -130,6 +158,10 @@ def has_blank_prefix(tokenizer: dict[str, Any]) -> bool:
     normalizers = steps(tokenizer.get("normalizer"), "normalizers")
     chain = steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
     kinds = [step["type"] for step in normalizers]
+    # Gemma's pre-tokenizer splits behind blanks, of which the normalizer leaves none.
+    behind_blanks = [step["type"] for step in chain] == ["Split"] and chain[0].get("pattern") in kBlankPatterns
+    if normalizers and behind_blanks:
+        chain = []
     if not chain and kinds in (["Prepend", "Replace"], ["Replace"]):
         replace = normalizers[-1]
         prefix_fits = kinds == ["Replace"] or normalizers[0].get("prepend") == kBlank

@@ -163,11 +163,13 @@ def _by_id(vocab: dict[str, int], n_vocab: int) -> dict[int, str]:
     return {number: text for text, number in vocab.items()}
 
 
-def _from_tokenizer_json(files: _Files, n_vocab: int, added: dict[int, AddedToken]) -> Vocabulary:
+def _from_tokenizer_json(
+    files: _Files, n_vocab: int, added: dict[int, AddedToken], log: Callable[[str], None]
+) -> Vocabulary:
     tokenizer = files.tokenizer
     byte_level = tj.is_byte_level(tokenizer)
-    pre = tj.pre_tokenizer_name(tokenizer) if byte_level else "default"
     vocab, merges = tj.read_bpe(tokenizer)
+    pre = tj.pre_tokenizer_name(tokenizer, vocab, merges, log) if byte_level else "default"
     texts = _by_id(vocab, n_vocab)
     n_tokens = max(texts) + 1
     tokens = [texts.get(number, f"[PAD{number}]") for number in range(n_tokens)]
@@ -306,7 +308,7 @@ def read_vocabulary(folder: Path, config: dict[str, Any], n_vocab: int, log: Cal
         vocabulary = _from_sentencepiece(
             sp.parse_sentencepiece(read_limited(model_path, kMaxTokenizerBytes)), log)  # fmt: skip
     elif files.tokenizer:
-        vocabulary = _from_tokenizer_json(files, n_vocab, added)
+        vocabulary = _from_tokenizer_json(files, n_vocab, added, log)
     else:
         got = "vocab.json of another tokenizer than GPT-2's" if (folder / "vocab.json").exists() else "neither"
         remedy = "save the tokenizer with save_pretrained into this folder"
