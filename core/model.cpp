@@ -44,6 +44,11 @@ void warn_about_activation(const ModelConfig& config, const LogSink& log) {
              ", the usual one of ", config.arch_name, " (--activation overrides)"));
 }
 
+// Kind of a vocabulary, and how it splits texts where that is a matter of its name.
+std::string tokenizer_text(const TokenizerData& data) {
+  return data.model == "gpt2" ? cat(data.model, " with pre-tokenizer ", data.pre) : data.model;
+}
+
 }  // namespace
 
 std::shared_ptr<const Model> Model::load(const std::string& path, const ModelOptions& options) {
@@ -120,7 +125,7 @@ Inspection inspect(const std::string& path) {
         cat(model->type_text(), ", activation ", activation_name(config.activation),
             config.activation_stated ? "" : " (not stated, the usual one)", ", ",
             model->weights().layers[0].ffn_down_t ? "neuron-major (ffn_down_t)" : "standard layout (ffn_down)",
-            ", context ", config.n_ctx_train);
+            ", context ", config.n_ctx_train, ", tokenizer ", tokenizer_text(model->tokenizer().data()));
   } catch (const std::exception& error) {
     out.verdict = error.what();
   }

@@ -434,6 +434,19 @@ TEST_CASE("model: inspection says whether a file runs, and if not why") {
   CHECK(good.runs);
   CHECK(good.n_params == load_tiny(kSpec)->n_params());
   CHECK(good.tensors.size() == writer.tensors().size());
+  CHECK(good.verdict.find("tokenizer llama") != std::string::npos);
+
+  writer.set_text("tokenizer.ggml.model", "gpt2");
+  writer.set_text("tokenizer.ggml.pre", "qwen2");
+  CHECK(inspect(TempFile(writer.bytes()).path()).verdict.find("pre-tokenizer qwen2") != std::string::npos);
+  for (const char* name : {"qwen9", "default"}) {
+    writer.set_text("tokenizer.ggml.pre", name);
+    const Inspection unknown = inspect(TempFile(writer.bytes()).path());
+    CHECK_FALSE(unknown.runs);
+    CHECK(unknown.verdict.find("pre-tokenizer (tokenizer.ggml.pre)") != std::string::npos);
+    CHECK(unknown.verdict.find(name) != std::string::npos);
+  }
+
   writer.set_text("general.architecture", "mamba");
   const Inspection bad = inspect(TempFile(writer.bytes()).path());
   CHECK_FALSE(bad.runs);
