@@ -5,8 +5,10 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "core/error.h"
 #include "core/tokenizer.h"
@@ -81,11 +83,21 @@ void round_trip(const std::shared_ptr<const Tokenizer>& tokenizer, std::string t
   require(tokenizer->decode(tokenizer->encode(text, options), /*special=*/true) == text);
 }
 
+// Names of pre-tokenizers, one for every stage that there is.
+constexpr const char* kPreTokenizers[] = {"gpt-2",          "llama-bpe", "qwen35",      "seed-coder",
+                                          "gpt-4o",         "tekken",    "deepseek-v3", "deepseek-llm",
+                                          "deepseek-coder", "falcon",    "jais-2"};
+
+TokenizerData with_pre(TokenizerData data, const char* pre) {
+  data.pre = pre;
+  return data;
+}
+
 TokenizerData read_vocabulary(Input& input) {
   const uint8_t start = input.byte();
   TokenizerData data = start % 4 == 0 ? tiny_spm() : start % 4 == 1 ? tiny_bpe() : TokenizerData();
   if (start % 4 > 1) data.model = start % 4 == 2 ? "llama" : "gpt2";
-  if (start & 16) data.pre = start & 32 ? "llama-bpe" : "gpt-2";
+  if (start & 16) data.pre = kPreTokenizers[input.byte() % std::size(kPreTokenizers)];
   data.add_bos = start & 64;
   data.add_space_prefix = !(start & 128);
   for (int32_t* id : {&data.bos_id, &data.eos_id, &data.unk_id, &data.eot_id}) {
@@ -110,8 +122,11 @@ TokenizerData read_vocabulary(Input& input) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
-  static const std::shared_ptr<const Tokenizer> kFixed[] = {
-      Tokenizer::create(tiny_bpe()), Tokenizer::create(tiny_llama3()), Tokenizer::create(tiny_spm())};
+  static const std::vector<std::shared_ptr<const Tokenizer>> kFixed = [] {
+    std::vector<std::shared_ptr<const Tokenizer>> fixed = {Tokenizer::create(tiny_spm())};
+    for (const char* pre : kPreTokenizers) fixed.push_back(Tokenizer::create(with_pre(tiny_bpe(), pre)));
+    return fixed;
+  }();
   Input input(bytes, size);
   const uint8_t choice = input.byte();
   if (choice % 2 == 0) {
