@@ -158,6 +158,7 @@ std::string gguf_value_text(const GgufValue& value) {
 
 void GgufFile::drop_pages(const TensorView& view) const {
   if (mapping_) mapping_->drop_pages(view.data, view.size_bytes());
+  for (const auto& shard : shards_) shard->drop_pages(view);
 }
 
 void GgufFile::drop_all_pages() const {

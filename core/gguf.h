@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -15,6 +16,7 @@
 namespace hotset {
 
 class MmapFile;
+struct GgufStart;
 
 // Value types, numbered as in the file.
 enum class GgufType : uint32_t {
@@ -53,7 +55,7 @@ struct GgufTensor {
   std::string name;
   uint32_t type = 0;  // raw type number; may be one this build does not know
   Shape shape;
-  uint64_t offset = 0;   // from the start of the file
+  uint64_t offset = 0;   // from the start of the file, or of the shard that has it
   uint64_t n_bytes = 0;  // 0 when the type is unknown
   const std::byte* data = nullptr;
 };
@@ -62,13 +64,26 @@ struct GgufTensor {
 // mapping).
 class GgufFile {
  public:
-  // Maps and parses a file. Throws Error (cannot be opened, a directory), ModelFormatError (anything wrong inside).
+  // Maps and parses a file, and with the first of several shards (NAME-00001-of-00003.gguf, `split.count` 3) the others
+  // beside it, as one. Throws Error (cannot be opened, a directory, a shard missing), ModelFormatError (anything wrong
+  // inside, shards that do not belong together, a shard that is not the first).
   static std::shared_ptr<const GgufFile> open(const std::string& path);
 
   // Parses bytes that the caller keeps alive; `name` is for messages. Allocates at most a few times `size`.
   static std::shared_ptr<const GgufFile> parse(const std::byte* data, size_t size, const std::string& name);
 
-  const std::string& name() const { return name_; }
+  // Parses the first bytes of a file of file_bytes that is not here, or tells how many more bytes that takes; its
+  // tensors are all zeros. Takes memory for `start` alone, and address space for the file. Throws ModelFormatError as
+  // open(), OutOfMemoryError.
+  static GgufStart parse_start(std::span<const std::byte> start, uint64_t file_bytes, const std::string& name);
+
+  // One file of all shards of a model in their order: the first one's metadata, the tensors of all.
+  // Throws ModelFormatError when they do not belong together. One shard is returned as it is.
+  static std::shared_ptr<const GgufFile> join(const std::vector<std::shared_ptr<const GgufFile>>& shards);
+
+  const std::string& name() const { return name_; }  // of the first shard
+  const std::vector<std::string>& shard_names() const { return shard_names_; }  // of all; name() alone without shards
+  bool has_data() const { return has_data_; }  // false: of parse_start()
   uint32_t version() const { return version_; }
   uint64_t alignment() const { return alignment_; }
   uint64_t size_bytes() const { return size_; }
@@ -100,9 +115,14 @@ class GgufFile {
  private:
   friend class GgufParser;
   GgufFile() = default;
+  static std::shared_ptr<GgufFile> map_one(const std::string& path);
+  void index_tensors();  // throws ModelFormatError for a name twice
 
-  std::shared_ptr<const MmapFile> mapping_;  // when open() made one
+  std::shared_ptr<const MmapFile> mapping_;              // when open() made one
+  std::vector<std::shared_ptr<const GgufFile>> shards_;  // when join() made this of them
   std::string name_;
+  std::vector<std::string> shard_names_;
+  bool has_data_ = true;
   uint32_t version_ = 0;
   uint64_t alignment_ = 32;
   uint64_t size_ = 0;
@@ -111,6 +131,12 @@ class GgufFile {
   std::vector<GgufTensor> tensors_;
   std::unordered_map<std::string_view, size_t> key_index_;
   std::unordered_map<std::string_view, size_t> tensor_index_;
+};
+
+// What parse_start gives: a file, or the number of its first bytes that are needed at least.
+struct GgufStart {
+  std::shared_ptr<const GgufFile> file;
+  uint64_t n_needed = 0;
 };
 
 // One line of text for a value: scalars in full, strings quoted and cut, arrays as their first elements and count.

@@ -36,12 +36,21 @@ size_t scalar_bytes(GgufType type) {
 
 class GgufParser {
  public:
-  GgufParser(const std::byte* data, size_t size, const std::string& name) : data_(data), size_(size), name_(name) {}
+  // More bytes are needed than are here.
+  struct Cut {
+    uint64_t n_needed;
+  };
 
-  std::shared_ptr<const GgufFile> parse() {
+  // `n_here`: bytes of `data` that are those of the file; the others are zeros in their place.
+  GgufParser(const std::byte* data, size_t size, size_t n_here, const std::string& name)
+      : data_(data), size_(size), n_here_(n_here), name_(name) {}
+
+  // Throws Cut only when not all bytes are here.
+  std::shared_ptr<GgufFile> parse() {
     auto file = std::shared_ptr<GgufFile>(new GgufFile());
     file_ = file.get();
     file->name_ = name_;
+    file->shard_names_ = {name_};
     file->size_ = size_;
     read_header();
     read_metadata();
@@ -56,9 +65,21 @@ class GgufParser {
         error_text("gguf " + quoted(name_, 200), what, expected, got, "download or convert the file again"));
   }
 
+  // The next n bytes, which lie inside the file, must be here.
+  void need(uint64_t n) const {
+    if (at_ > n_here_ || n > n_here_ - at_) throw Cut{at_ + n};
+  }
+
+  // Room for n entries of at least entry_bytes each, as far as they can be here.
+  size_t room(uint64_t n, uint64_t entry_bytes) const {
+    const uint64_t n_left = at_ < n_here_ ? n_here_ - at_ : 0;
+    return static_cast<size_t>(std::min(n, n_left / entry_bytes));
+  }
+
   template <class T>
   T read(const char* what) {
     if (size_ - at_ < sizeof(T)) fail(what, cat(sizeof(T), " more bytes"), cat("the end of the file at ", size_));
+    need(sizeof(T));
     T value;
     std::memcpy(&value, data_ + at_, sizeof value);
     at_ += sizeof value;
@@ -69,6 +90,7 @@ class GgufParser {
     const uint64_t n = read<uint64_t>(what);
     if (n > limit) fail(what, cat("at most ", limit, " bytes of text"), cat(n));
     if (n > size_ - at_) fail(what, cat("text inside the file of ", size_, " bytes"), cat(n, " bytes at ", at_));
+    need(n);
     const std::string_view text(reinterpret_cast<const char*>(data_ + at_), n);
     at_ += n;
     return text;
@@ -76,6 +98,7 @@ class GgufParser {
 
   void read_header() {
     if (size_ < 24) fail("header", "at least 24 bytes", cat(size_));
+    need(24);
     const std::string magic(reinterpret_cast<const char*>(data_), 4);
     if (magic != "GGUF" && magic != "PWRI") fail("magic", "\"GGUF\"", quoted(magic));
     file_->powerinfer_ = magic == "PWRI";
@@ -92,7 +115,7 @@ class GgufParser {
   }
 
   void read_metadata() {
-    file_->metadata_.reserve(n_keys_);
+    file_->metadata_.reserve(room(n_keys_, 13));
     for (uint64_t i = 0; i < n_keys_; ++i) {
       std::string key(read_string("key", kMaxKeyBytes));
       const uint32_t type = read<uint32_t>("value type");
@@ -146,20 +169,21 @@ class GgufParser {
     const uint64_t left = size_ - at_;
     if (out.element == GgufType::kString) {
       if (out.n > left / 8) fail("array length of " + quoted(key), cat("at most ", left / 8, " strings"), cat(out.n));
-      out.strings.reserve(out.n);
+      out.strings.reserve(room(out.n, 8));
       for (uint64_t i = 0; i < out.n; ++i) out.strings.push_back(read_string("array text", size_));
       return out;
     }
     const size_t each = element <= 12 ? scalar_bytes(out.element) : 0;
     if (each == 0) fail("array type of " + quoted(key), "numbers, booleans or strings", cat("type ", element));
     if (out.n > left / each) fail("array length of " + quoted(key), cat("at most ", left / each), cat(out.n));
+    need(out.n * each);
     out.data = data_ + at_;
     at_ += out.n * each;
     return out;
   }
 
   void read_tensor_infos() {
-    file_->tensors_.reserve(n_tensors_);
+    file_->tensors_.reserve(room(n_tensors_, 32));
     for (uint64_t i = 0; i < n_tensors_; ++i) {
       GgufTensor tensor;
       tensor.name = std::string(read_string("tensor name", kMaxNameBytes));
@@ -183,10 +207,8 @@ class GgufParser {
   void place_tensors() {
     const uint64_t align = file_->alignment_;
     const uint64_t start = (at_ + align - 1) / align * align;
-    for (size_t i = 0; i < file_->tensors_.size(); ++i) {
-      GgufTensor& tensor = file_->tensors_[i];
-      if (!file_->tensor_index_.emplace(tensor.name, i).second)
-        fail("tensor " + quoted(tensor.name), "each name once", "it twice");
+    file_->index_tensors();
+    for (GgufTensor& tensor : file_->tensors_) {
       if (tensor.offset % align != 0)
         fail("offset of " + quoted(tensor.name), cat("a multiple of ", align), cat(tensor.offset));
       if (start > size_ || tensor.offset > size_ - start)
@@ -207,6 +229,7 @@ class GgufParser {
 
   const std::byte* data_;
   size_t size_;
+  size_t n_here_;
   std::string name_;
   size_t at_ = 0;
   uint64_t n_tensors_ = 0;
@@ -214,15 +237,37 @@ class GgufParser {
   GgufFile* file_ = nullptr;
 };
 
-std::shared_ptr<const GgufFile> GgufFile::open(const std::string& path) {
+void GgufFile::index_tensors() {
+  tensor_index_.clear();
+  for (size_t i = 0; i < tensors_.size(); ++i)
+    if (!tensor_index_.emplace(tensors_[i].name, i).second)
+      throw ModelFormatError(error_text("gguf " + quoted(name_, 200), "tensor " + quoted(tensors_[i].name),
+                                        "each name once", "it twice", "download or convert the file again"));
+}
+
+std::shared_ptr<GgufFile> GgufFile::map_one(const std::string& path) {
   const auto mapping = MmapFile::open(path);
-  auto file = parse(mapping->data(), mapping->size(), path);
-  std::const_pointer_cast<GgufFile>(file)->mapping_ = mapping;
+  auto file = GgufParser(mapping->data(), mapping->size(), mapping->size(), path).parse();
+  file->mapping_ = mapping;
   return file;
 }
 
 std::shared_ptr<const GgufFile> GgufFile::parse(const std::byte* data, size_t size, const std::string& name) {
-  return GgufParser(data, size, name).parse();
+  return GgufParser(data, size, size, name).parse();
+}
+
+GgufStart GgufFile::parse_start(std::span<const std::byte> start, uint64_t file_bytes, const std::string& name) {
+  const size_t n_here = std::min<uint64_t>(start.size(), file_bytes);
+  if (file_bytes == 0) return {parse(nullptr, 0, name)};  // says what is wrong
+  const auto mapping = MmapFile::with_zeros(start.first(n_here), file_bytes);
+  try {
+    auto file = GgufParser(mapping->data(), file_bytes, n_here, name).parse();
+    file->mapping_ = mapping;
+    file->has_data_ = false;
+    return {std::move(file)};
+  } catch (const GgufParser::Cut& cut) {
+    return {nullptr, cut.n_needed};
+  }
 }
 
 }  // namespace hotset

@@ -41,6 +41,15 @@ std::shared_ptr<const MmapFile> MmapFile::open(const std::string& path) {
   return std::shared_ptr<const MmapFile>(new MmapFile(static_cast<const std::byte*>(data), size));
 }
 
+std::shared_ptr<const MmapFile> MmapFile::with_zeros(std::span<const std::byte> start, size_t n_bytes) {
+  void* data = ::mmap(nullptr, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (data == MAP_FAILED)
+    throw OutOfMemoryError(error_text("file", "address space", cat(n_bytes, " bytes"), std::strerror(errno),
+                                      "raise the limit of this process (ulimit -v)"));
+  if (!start.empty()) std::memcpy(data, start.data(), start.size());
+  return std::shared_ptr<const MmapFile>(new MmapFile(static_cast<const std::byte*>(data), n_bytes));
+}
+
 void MmapFile::drop_pages(const std::byte* at, size_t n_bytes) const {
   if (at < data_ || at + n_bytes > data_ + size_) return;
   const size_t page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <span>
 #include <string>
 
 namespace hotset {
@@ -13,6 +14,9 @@ class MmapFile {
  public:
   // Throws Error naming the path when it is missing, not a regular file, empty or cannot be mapped.
   static std::shared_ptr<const MmapFile> open(const std::string& path);
+  // In place of a file of n_bytes of which only the first are known: those, then zeros, which take address space but no
+  // memory. Throws OutOfMemoryError.
+  static std::shared_ptr<const MmapFile> with_zeros(std::span<const std::byte> start, size_t n_bytes);
   ~MmapFile();
   MmapFile(const MmapFile&) = delete;
   MmapFile& operator=(const MmapFile&) = delete;

@@ -52,11 +52,15 @@ std::string tokenizer_text(const TokenizerData& data) {
 }  // namespace
 
 std::shared_ptr<const Model> Model::load(const std::string& path, const ModelOptions& options) {
+  return of_file(GgufFile::open(path), options);
+}
+
+std::shared_ptr<const Model> Model::of_file(std::shared_ptr<const GgufFile> file, const ModelOptions& options) {
   auto model = std::shared_ptr<Model>(new Model());
-  model->path_ = path;
-  model->file_ = GgufFile::open(path);
+  model->path_ = file->name();
+  model->file_ = std::move(file);
   if (model->file_->is_powerinfer())
-    throw UnsupportedModelError(error_text("model", "magic of " + quoted(path, 200), "\"GGUF\"",
+    throw UnsupportedModelError(error_text("model", "magic of " + quoted(model->path_, 200), "\"GGUF\"",
                                            "\"PWRI\" (PowerInfer)",
                                            "convert the original checkpoint with `hotset convert`"));
   model->config_ = read_model_config(*model->file_, options.activation);
@@ -117,7 +121,7 @@ Inspection inspect(const std::string& path) {
     out.n_params += static_cast<uint64_t>(tensor.shape.n_elements());
   }
   try {
-    const auto model = Model::load(path);
+    const auto model = Model::of_file(file);
     const ModelConfig& config = model->config();
     out.runs = true;
     out.fingerprint = model->fingerprint();

@@ -28,6 +28,9 @@ class Model {
   // Throws Error (no such file, a directory), ModelFormatError, UnsupportedModelError.
   static std::shared_ptr<const Model> load(const std::string& path, const ModelOptions& options = {});
 
+  // The same for a file that is open already.
+  static std::shared_ptr<const Model> of_file(std::shared_ptr<const GgufFile> file, const ModelOptions& options = {});
+
   // Loads only the vocabulary of a file; works for vocabulary-only files too.
   static std::shared_ptr<const Tokenizer> load_tokenizer(const std::string& path);
 

@@ -169,9 +169,6 @@ ModelConfig read_model_config(const GgufFile& file, const std::string& activatio
   const std::optional<std::string> name = file.get_string("general.architecture");
   if (!name)
     throw ModelFormatError(error_text("config", "key \"general.architecture\"", "a string", "nothing", kRemedy));
-  if (file.get_int("split.count").value_or(1) > 1)
-    throw UnsupportedModelError(error_text("config", "key \"split.count\"", "a model in one file",
-                                           "one of several shards", "merge the shards into one file first"));
   ModelConfig config;
   config.arch_name = *name;
   config.arch = find_architecture(*name);

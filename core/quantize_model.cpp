@@ -69,9 +69,6 @@ void check_input(const GgufFile& file) {
   const std::string what = "file " + quoted(file.name(), 200);
   if (file.is_powerinfer())
     throw UnsupportedModelError(error_text(kWhere, what, "a GGUF file", "a PowerInfer file", "convert it first"));
-  if (file.get_int("split.count").value_or(1) > 1)
-    throw UnsupportedModelError(
-        error_text(kWhere, what, "a model in one file", "one of several parts", "merge the parts first"));
   if (file.tensors().empty())
     throw ModelFormatError(error_text(kWhere, what, "tensors", "none", "use a file with weights"));
 }
@@ -349,11 +346,12 @@ class Conversion {
   uint64_t n_done_ = 0, n_elements_ = 0;
 };
 
-void check_paths(const std::string& input, const std::string& output) {
+void check_output(const std::vector<std::string>& inputs, const std::string& output) {
   std::error_code error;
-  if (std::filesystem::equivalent(input, output, error))
-    throw std::invalid_argument(
-        error_text(kWhere, "output", "another file than the input", quoted(output, 200), "choose another name"));
+  for (const std::string& input : inputs)
+    if (std::filesystem::equivalent(input, output, error))
+      throw std::invalid_argument(
+          error_text(kWhere, "output", "another file than the input", quoted(output, 200), "choose another name"));
 }
 
 // Errors of an error that is rounded again: worth a line, no refusal.
@@ -372,8 +370,8 @@ void warn_if_quantized(const GgufFile& file, const QuantizeOptions& options) {
 
 QuantizeResult quantize_model(const std::string& input, const std::string& output, const QuantizeOptions& options) {
   check_options(options);
-  check_paths(input, output);
   const auto file = GgufFile::open(input);
+  check_output(file->shard_names(), output);
   check_input(*file);
   warn_if_quantized(*file, options);
   const std::vector<TensorJob> jobs = JobPlanner(*file, options).plan();

@@ -183,7 +183,7 @@ Weights read_weights(const GgufFile& file, ModelConfig& config) {
   out.head.output = out.tied ? out.token_embd : reader.matrix("output.weight", n_embd_in, config.n_vocab);
   if (config.n_rot > 0 && reader.has("rope_freqs.weight")) {
     out.rope_freqs = reader.vector("rope_freqs.weight", config.n_rot / 2);
-    check_rope_freqs(out.rope_freqs.view);
+    if (file.has_data()) check_rope_freqs(out.rope_freqs.view);
   }
   for (int64_t layer = 0; layer < config.n_layer; ++layer) out.layers.push_back(read_layer(reader, config, layer));
   reader.finish();

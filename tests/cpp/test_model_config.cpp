@@ -287,7 +287,6 @@ TEST_CASE("config: unknown families and experts are unsupported, no family is ma
   check_malformed("general.architecture", [](GgufWriter& w) { w.erase("general.architecture"); });
   check_malformed("general.architecture", [](GgufWriter& w) { w.set_u32("general.architecture", 1); });
   check_unsupported("expert_count", set("expert_count", 8));
-  check_unsupported("split.count", [](GgufWriter& w) { w.set_u32("split.count", 2); });
   check_unsupported("at most 256 heads per KV head", [](GgufWriter& w) {
     w.set_u32("llama.attention.head_count", 512);
     w.set_u32("llama.attention.head_count_kv", 1);
