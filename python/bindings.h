@@ -145,6 +145,7 @@ void cut(Generation::Rest& rest, int64_t n);
 void bind_session(nb::module_& module);
 void bind_engine(nb::module_& module);
 void bind_generation(nb::module_& module);
+void bind_header(nb::module_& module);
 void bind_plan(nb::module_& module);
 void bind_compare(nb::module_& module);
 void bind_tensors(nb::module_& module);

@@ -96,6 +96,7 @@ NB_MODULE(_core, module) {
   bind_engine(module);
   bind_session(module);
   bind_generation(module);
+  bind_header(module);
   bind_plan(module);
   bind_compare(module);
   bind_tensors(module);

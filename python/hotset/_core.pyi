@@ -89,6 +89,11 @@ class Generation:
 
     def stats(self) -> dict[str, Any]: ...
 
+def judge_starts(starts: Sequence[tuple[str, bytes, int]], activation: str) -> dict[str, Any]:
+    """
+    Loads a model without its data: of each shard its name, first bytes and bytes in all. Raises what loading would; `n_needed` of the result is how many first bytes of each file that takes, 0 where they suffice.
+    """
+
 def plan(path: str, *, load: dict[str, Any], vram_budget: int, frequencies: Sequence[numpy.ndarray], machine: str, gpu_gbps: float | None, pcie_gbps: float | None, handoff_us: float | None) -> dict[str, Any]:
     """
     What `hotset plan --json` prints, of a model with the keywords that Engine takes.

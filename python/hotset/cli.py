@@ -13,7 +13,7 @@ from pathlib import Path
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 BINARY = Path(__file__).parent / "bin" / "hotset"
 
@@ -41,6 +41,8 @@ LATER_COMMANDS = ("chat", "serve")
 _TEXT_FLAGS = ("-p", "--prompt")
 _REPO_FLAGS = ("-hf", "--hf-repo")
 _MODEL_FLAGS = ("-m", "--model")
+# Flags of the hub and what `hub.fetch` calls them.
+_HUB_FLAGS = {"--revision": "revision", "-hft": "token", "--hf-token": "token"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,19 +78,41 @@ def _dispatch(args: list[str]) -> int:
 
 
 def with_local_models(args: Sequence[str]) -> list[str]:
-    """Replaces `-hf owner/repo[:glob]` and `-m hf:owner/repo[:glob]` by `-m FILE`, fetching the file."""
+    """Replaces `-hf owner/repo[:glob]` and `-m hf:owner/repo[:glob]` by `-m FILE`, fetching the file.
+
+    `--revision` and `--hf-token` then belong to the hub; without such a model they stay for the binary to refuse.
+    """
     out: list[str] = []
+    options: dict[str, Any] = {"judged": args[:1] not in (["tokenize"], ["detokenize"])}
+    models: list[int] = []
+    of_hub: set[int] = set()
     rest = iter(args)
     for arg in rest:
         flag, equals, value = arg.partition("=") if arg.startswith("--") else (arg, "", "")
         if flag in _TEXT_FLAGS and not equals:
             out += [arg, *_next(rest)]
-        elif flag in _REPO_FLAGS or flag in _MODEL_FLAGS:
-            values = [value] if equals else _next(rest)
-            out += [("-m" if flag in _REPO_FLAGS else flag), *(_local(flag, value) for value in values)]
-        else:
+            continue
+        is_model = flag in _REPO_FLAGS or flag in _MODEL_FLAGS
+        if not is_model and flag not in _HUB_FLAGS and flag != "--activation":
             out.append(arg)
-    return out
+            continue
+        values = [value] if equals else _next(rest)
+        if flag in _REPO_FLAGS:
+            values = [name if name.startswith("hf:") else f"hf:{name}" for name in values]
+        if is_model and values and values[0].startswith("hf:"):
+            models.append(len(out) + 1)
+        elif not is_model and values:
+            options[_HUB_FLAGS.get(flag, "activation")] = values[0]
+            if flag in _HUB_FLAGS:
+                of_hub |= {len(out), len(out) + 1}
+        out += [("-m" if flag in _REPO_FLAGS else flag), *values]
+    if not models:
+        return out
+    from . import hub
+
+    for at in models:
+        out[at] = str(hub.resolve(out[at], **options))
+    return [word for i, word in enumerate(out) if i not in of_hub]
 
 
 def with_unit_order(args: Sequence[str]) -> list[str]:
@@ -119,14 +143,6 @@ def _next(rest: object) -> list[str]:
     """The value of a flag as a list; empty at the end of the line, which the binary then complains about."""
     value = next(rest, None)  # type: ignore[call-overload]
     return [] if value is None else [value]
-
-
-def _local(flag: str, value: str) -> str:
-    if flag in _MODEL_FLAGS and not value.startswith("hf:"):
-        return value
-    from . import hub
-
-    return str(hub.resolve(value if value.startswith("hf:") else f"hf:{value}"))
 
 
 def _run_native(args: Sequence[str]) -> int:

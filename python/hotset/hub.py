@@ -1,4 +1,7 @@
-"""Finds model files: on the Hugging Face hub, in its cache, in local folders. huggingface_hub is imported on use."""
+"""Finds model files: on the Hugging Face hub, in its cache, in local folders. huggingface_hub is imported on use.
+
+What a repository has is decided here, how it is fetched in hub_files.py, whether it will run in hub_judge.py.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,31 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from .errors import Error, error_text
+from .hub_files import Repository, check_room, download
 
 PREFIX = "hf:"
 
 # Types taken without being asked for, best first: the small ones that this version runs.
-PREFERRED_TYPES = ("Q4_0", "Q8_0", "BF16", "F16", "F32")
+PREFERRED_TYPES = ("Q4_K_M", "Q4_0", "Q8_0", "BF16", "F16", "F32")
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 _NO_MODEL = re.compile(r"(mmproj|mtp)-.*|.*\.hotset\.gguf", re.IGNORECASE)
 
 
-def resolve(path: str | os.PathLike[str]) -> Path:
-    """Returns the local file for what `-m` takes: a path, or "hf:owner/repo[:file-glob]", which is fetched."""
+def resolve(path: str | os.PathLike[str], **options: Any) -> Path:
+    """Returns the local file for what `-m` takes: a path, or "hf:owner/repo[@revision][:file-glob]", which is fetched.
+
+    Options are those of `fetch`.
+    """
     text = os.fspath(path)
     if not text.startswith(PREFIX):
         return Path(text)
-    repo, filename = split_spec(text)
-    return fetch(repo, filename)
+    repo, revision, filename = split_spec(text)
+    return fetch(repo, filename, **_one_revision(revision, options))
 
 
 def resolve_pretrained(
@@ -39,6 +47,7 @@ def resolve_pretrained(
     cache_dir: str | os.PathLike[str] | None = None,
     local_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    activation: str = "",
 ) -> Path:
     """Returns the local file for what `Model.from_pretrained` takes; what exists locally needs no hub.
 
@@ -53,7 +62,7 @@ def resolve_pretrained(
         return path / choose(names, filename, text)[0]
     if path.exists():
         return path
-    repo, glob = split_spec(text)
+    repo, named, glob = split_spec(text)
     if not _REPO.fullmatch(repo):
         expected = "an existing path or owner/repo"
         raise Error(error_text("from_pretrained", "model", expected, repr(text), "check the name"))
@@ -62,18 +71,28 @@ def resolve_pretrained(
     return fetch(
         repo,
         filename or glob,
-        revision=revision,
         token=token,
         cache_dir=cache_dir,
         local_dir=local_dir,
         local_files_only=local_files_only,
+        activation=activation,
+        **_one_revision(named, {"revision": revision}),
     )
 
 
-def split_spec(spec: str) -> tuple[str, str | None]:
-    """Splits "[hf:]owner/repo[:file-glob]" into repository and glob."""
+def split_spec(spec: str) -> tuple[str, str | None, str | None]:
+    """Splits "[hf:]owner/repo[@revision][:file-glob]" into repository, revision and glob."""
     repo, _, glob = spec.removeprefix(PREFIX).partition(":")
-    return repo, glob or None
+    repo, _, revision = repo.partition("@")
+    return repo, revision or None, glob or None
+
+
+def _one_revision(named: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with the revision that the name has."""
+    if named and options.get("revision"):
+        got = f"{named!r} and {options['revision']!r}"
+        raise ValueError(error_text("hub", "revision", "one", got, "give it once"))
+    return {**options, "revision": named} if named else options
 
 
 def choose(names: Sequence[str], wanted: str | None, where: str) -> list[str]:
@@ -118,37 +137,94 @@ def fetch(
     cache_dir: str | os.PathLike[str] | None = None,
     local_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    activation: str = "",
+    judged: bool = True,
 ) -> Path:
     """Downloads one model with all its shards and its sidecar, with a progress bar; returns its first file.
 
-    What is in the cache is not downloaded again; without a network the cache alone is searched.
+    What is in the cache is not downloaded again; without a network the cache alone is searched. Of a model that would
+    not load only the header is fetched.
+
+    Args:
+        repo: owner/repo.
+        filename: see `choose`.
+        revision: branch, tag or commit; None = "main".
+        token: access token; True or None = the saved one or HF_TOKEN, False = none.
+        cache_dir: where downloads are kept; None = where huggingface_hub keeps them.
+        local_dir: put the files here instead of the cache.
+        local_files_only: ask no server.
+        activation: overrides the file's, as for `Model`.
+        judged: whether the model must be one that loads.
+
+    Raises:
+        ValueError: not exactly one model fits `filename`, or `repo` is no name of a repository.
+        ModelFormatError, UnsupportedModelError: the model would not load.
+        Error: the repository cannot be read, a shard is missing, the disk is too small, the connection breaks.
     """
     try:
-        from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HFValidationError
     except ImportError as error:
         raise Error(error_text("hub", "package huggingface_hub", "it installed", str(error), "install it")) from error
     cache = os.fspath(cache_dir) if cache_dir is not None else None
     target = os.fspath(local_dir) if local_dir is not None else None
     try:
-        names = None if local_files_only else _remote_names(repo, revision, token)
-        if names is None:
-            folder = _cached_folder(repo, revision, token, cache, target)
+        found = None if local_files_only else _remote(repo, revision, token)
+        if found is None:
+            folder = Path(target) if target is not None else _cached_folder(repo, revision, cache)
             names = [file.relative_to(folder).as_posix() for file in folder.rglob("*.gguf")]
             return folder / choose(names, filename, f"{repo} in the cache")[0]
-        shards = choose(names, filename, repo)
-        sidecar = _sidecar(shards[0])
-        paths = [
-            hf_hub_download(repo, name, revision=revision, token=token, cache_dir=cache, local_dir=target)
-            for name in [*shards, *([sidecar] if sidecar in names else [])]
-        ]
-        return Path(paths[0])
+        commit, sizes = found
+        shards = choose(list(sizes), filename, repo)
+        source = Repository(repo, commit, token, cache)
+        wanted = [name for name in [*shards, _sidecar(shards[0])] if name in sizes]
+        if target is not None:
+            missing = [name for name in wanted if not (Path(target) / name).is_file()]
+        else:
+            missing = [name for name in wanted if source.cached(name) is None]
+        if judged and missing:
+            from .hub_judge import judge
+
+            judge(source, [(name, sizes[name]) for name in shards], activation)
+        if target is not None:
+            return _into_folder(source, wanted, target)
+        return _into_cache(source, revision, wanted, {name: sizes[name] for name in missing})
     except HFValidationError as error:
         raise ValueError(error_text("hub", "repository", "owner/repo", repr(repo), "check the name")) from error
     except (Error, ValueError):
         raise
     except Exception as error:  # whatever the hub's client raises: HTTP, connection and disk errors
-        raise _unreadable(repo, error) from error
+        raise _unreadable(repo, revision, error) from error
+
+
+def _into_folder(source: Repository, names: Sequence[str], folder: str) -> Path:
+    """Fetches files into a folder of the user, as huggingface_hub does that."""
+    from huggingface_hub import hf_hub_download
+
+    paths = [
+        hf_hub_download(source.name, name, revision=source.commit, token=source.token, local_dir=folder)
+        for name in names
+    ]
+    return Path(paths[0])
+
+
+def _into_cache(source: Repository, revision: str | None, names: Sequence[str], missing: dict[str, int]) -> Path:
+    """Fetches what is missing; returns the first file. Then the cache knows which commit the revision is."""
+    from huggingface_hub.utils import tqdm
+
+    total = sum(missing.values())
+    if missing:
+        check_room(source.folder, total)
+    with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None if missing else True) as bar:
+        for i, name in enumerate(missing):
+            bar.set_description(f"{PurePosixPath(name).name} ({i + 1} of {len(missing)})")
+            download(source, name, bar)
+    name = revision or "main"
+    if name != source.commit and ".." not in name:
+        reference = source.folder / "refs" / name
+        if not reference.is_file() or reference.read_text() != source.commit:
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            reference.write_text(source.commit)
+    return source.folder / "snapshots" / source.commit / names[0]
 
 
 def _models(names: Sequence[str], wanted: str | None) -> dict[str, list[str]]:
@@ -197,44 +273,65 @@ def _complete(shards: list[str], where: str) -> list[str]:
     return shards
 
 
-def _remote_names(repo: str, revision: str | None, token: str | bool | None) -> list[str] | None:
-    """Lists a repository; None when there is no connection, so that the cache may answer."""
+def _remote(repo: str, revision: str | None, token: str | bool | None) -> tuple[str, dict[str, int]] | None:
+    """Commit of a revision, and its files with their sizes; None when no server answers, so that the cache may."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return list(HfApi().list_repo_files(repo, revision=revision, token=token))
+        info = HfApi().model_info(repo, revision=revision, token=token, files_metadata=True, timeout=30)
     except HFValidationError:
         raise
     except HfHubHTTPError as error:
-        raise _unreadable(repo, error) from error
+        status = error.response.status_code if error.response is not None else 0
+        if status != 429 and status < 500:
+            raise _unreadable(repo, revision, error) from error
+        logging.getLogger("hotset").warning("[hub] status %d of the hub, looking into the cache", status)
+        return None
     except Exception as error:  # the class of connection errors depends on the client's version
         logging.getLogger("hotset").info("hub not reached (%s), looking into the cache", type(error).__name__)
         return None
+    names = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    if not info.sha or not re.fullmatch(r"[0-9a-f]{7,64}", info.sha):
+        raise Error(error_text("hub", f"commit of {repo}", "hexadecimal digits", repr(info.sha), "try again later"))
+    return info.sha, {name: size for name, size in names.items() if _is_inside(name)}
 
 
-def _cached_folder(
-    repo: str,
-    revision: str | None,
-    token: str | bool | None,
-    cache_dir: str | None,
-    local_dir: str | None,
-) -> Path:
-    """The folder with a repository's files that is here already."""
-    if local_dir is not None:
-        return Path(local_dir)
-    from huggingface_hub import snapshot_download
-
-    # No pattern fits any file: only the folder of the revision is looked up.
-    return Path(
-        snapshot_download(
-            repo, revision=revision, token=token, cache_dir=cache_dir, local_files_only=True, allow_patterns=[]
-        )
-    )
+def _is_inside(name: str) -> bool:
+    """Whether a name from the hub is one of a file inside the repository."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and not name.startswith("/") and ".." not in parts
 
 
-def _unreadable(repo: str, error: Exception) -> Error:
+def _cached_folder(repo: str, revision: str | None, cache_dir: str | None) -> Path:
+    """The folder with the files of a revision that are in the cache."""
+    from huggingface_hub.utils import validate_repo_id
+
+    validate_repo_id(repo)
+    name = revision or "main"
+    cache = Repository(repo, name, cache_dir=cache_dir).folder
+    reference = cache / "refs" / name
+    folder = cache / "snapshots" / (reference.read_text().strip() if reference.is_file() else name)
+    if not folder.is_dir():
+        what = f"repository {repo}" + (f" at {revision}" if revision else "")
+        raise Error(error_text("hub", what, "the hub, or files in the cache", "no connection and nothing in the cache",
+                               "go online (and unset HF_HUB_OFFLINE), or name a local file"))  # fmt: skip
+    return folder
+
+
+def _unreadable(repo: str, revision: str | None, error: Exception) -> Error:
+    """What an error of the hub's client means to the user."""
+    kinds = {base.__name__ for base in type(error).__mro__}
     lines = str(error).strip().splitlines()
     reason = f"{type(error).__name__}: {lines[0] if lines else 'no details'}"
     remedy = "check the name, the network, and for private models the token (HF_TOKEN)"
-    return Error(error_text("hub", f"repository {repo}", "one that can be read", reason, remedy))
+    what, expected = f"repository {repo}", "one that can be read"
+    if "GatedRepoError" in kinds:
+        expected, reason = "access to it", "a gated model"
+        remedy = f"accept its conditions at https://huggingface.co/{repo} and pass your token (HF_TOKEN)"
+    elif "RevisionNotFoundError" in kinds:
+        expected, reason, remedy = f"revision {revision!r}", "none of that name", "check the name"
+    elif "RepositoryNotFoundError" in kinds:
+        expected, reason = "one that exists", "none of that name, or a private one"
+        remedy = "check the name, and for private models the token (HF_TOKEN)"
+    return Error(error_text("hub", what, expected, reason, remedy))

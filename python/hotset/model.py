@@ -47,7 +47,8 @@ class Model:
     """A loaded model. Several threads may use one at the same time; also a context manager.
 
     Args:
-        path: GGUF file, "hf:owner/repo[:file-glob]", or None for the small model inside the package.
+        path: GGUF file (of several shards the first), "hf:owner/repo[@revision][:file-glob]", or None for the small
+            model inside the package.
         vram_budget: GPU memory that may be used: bytes, "8GiB", "8000MiB"; None or "auto" = what is free.
         n_ctx: positions a sequence may reach; None or 0 = what the model was trained for.
         n_threads: threads that compute; None = one per physical core.
@@ -115,7 +116,11 @@ class Model:
         )
         self._load_options = options
         log = _log_to_stderr if checked_bool("verbose", verbose) else _log_warnings
-        file = DEFAULT_MODEL if path is None else hub.resolve(checked_path("Model", "path", path))
+        file = (
+            DEFAULT_MODEL
+            if path is None
+            else hub.resolve(checked_path("Model", "path", path), activation=options["activation"])
+        )
         self.path: str = str(file)
         engine = _core.Engine(self.path, log=log, **options)
         stats = engine.stats()
@@ -125,6 +130,8 @@ class Model:
         self.n_ctx: int = stats["n_ctx"]
         self.n_vocab: int = engine.n_vocab
         self._metadata: dict[str, str | int | float | bool] | None = None
+        self._templates: dict[tuple[str | None, bool], ChatTemplate] = {}
+        self._controls: ControlTexts | None = None
         self._engine: _core.Engine | None = engine
         self._streams: weakref.WeakSet[TokenStream] = weakref.WeakSet()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -148,7 +155,7 @@ class Model:
         """Loads a model from the Hugging Face hub, or from a local file or folder.
 
         Args:
-            repo_or_path: "owner/repo", "hf:owner/repo[:file-glob]", a GGUF file or a folder with one.
+            repo_or_path: "owner/repo", "hf:owner/repo[@revision][:file-glob]", a GGUF file or a folder with one.
             filename: which file: a name, a glob such as "*Q8_0.gguf", or a type such as "Q8_0". None chooses; see
                 `hotset.hub.choose`.
             revision: branch, tag or commit.
@@ -160,7 +167,8 @@ class Model:
 
         Raises:
             ValueError: no file, or more than one, fits; the message lists what there is.
-            Error: the repository cannot be reached or does not exist; and what `Model` raises.
+            Error: the repository cannot be reached or does not exist; and what `Model` raises, for a model that does not
+                load before more than its header is fetched.
         """
         reject_unknown("from_pretrained", load, keywords(Model.__init__))
         path = hub.resolve_pretrained(
@@ -171,6 +179,7 @@ class Model:
             cache_dir=cache_dir,
             local_dir=local_dir,
             local_files_only=local_files_only,
+            activation=load.get("activation") or "",
         )
         return cls(path, **load)
 

@@ -1,5 +1,5 @@
-// Models in several files: read as one, refused when they do not belong together; and files of which only the first bytes
-// are here.
+// Models in several files: read as one, refused when they do not belong together; and files of which only the first
+// bytes are here.
 #include <doctest/doctest.h>
 
 #include <filesystem>
@@ -9,6 +9,7 @@
 #include "core/engine.h"
 #include "core/error.h"
 #include "core/gguf_shards.h"
+#include "core/judgement.h"
 #include "core/quantize_model.h"
 #include "core/weights.h"
 #include "tests/cpp/util.h"
@@ -233,6 +234,29 @@ TEST_CASE("gguf_shards: the first bytes of a file are judged as the whole file")
     CHECK(judging == loading);
     CHECK(!judging.empty());
   }
+}
+
+TEST_CASE("gguf_shards: a model in shards is judged by the first bytes of each") {
+  auto shards = cut(tiny_writer({}), 3);
+  const auto judged = [&](size_t n_first) {
+    std::vector<std::string> bytes;
+    std::vector<FileStart> starts;
+    for (const auto& shard : shards) bytes.push_back(shard.bytes());
+    for (const std::string& each : bytes)
+      starts.push_back({"far", std::as_bytes(std::span(each).first(std::min(n_first, each.size()))), each.size()});
+    return judge(starts);
+  };
+  const Judgement early = judged(30);
+  CHECK(early.type_text.empty());
+  for (const uint64_t n : early.n_needed) CHECK(n > 30);
+  const Judgement whole = judged(SIZE_MAX);
+  CHECK(whole.n_needed == std::vector<uint64_t>(3, 0));
+  CHECK(whole.size_bytes == load_tiny({})->size_bytes());
+  CHECK(whole.memory_bytes > 0);
+  shards[2].set_u32("split.count", 4);
+  CHECK_THROWS_AS(judged(SIZE_MAX), ModelFormatError);
+  shards.pop_back();
+  CHECK_THROWS_AS(judged(SIZE_MAX), ModelFormatError);
 }
 
 TEST_CASE("gguf_shards: the first bytes of a file that claims to be huge take little memory") {

@@ -11,7 +11,8 @@ FOLDERS = ["core", "cpu", "cuda", "python", "tools", "tests", "cmake"]
 MAX_LINES = 800
 GENERATED = {"core/unicode_tables.cpp"}  # by tools/gen_unicode_tables.py
 PUBLIC = {
-    "core/calibration.h", "core/engine.h", "core/engine_plan.h", "core/error.h", "core/machine_rates.h",
+    "core/calibration.h", "core/engine.h", "core/engine_plan.h", "core/error.h", "core/judgement.h",
+    "core/machine_rates.h",
     "core/placement.h", "core/profile.h", "core/quantize.h",
 }  # fmt: skip
 
@@ -26,7 +27,7 @@ LAYERS = [
     ["plan_builder", "lane_builder", "planner", "hybrid_planner", "placed_weights", "executor", "relayout",
      "placement", "predictor", "memory_plan", "prefix_cache", "sequence_file", "simulate", "streamed_units",
      "stream_choice", "weight_placer", "adaptation", "unit_exchange"],
-    ["engine", "calibration", "generation", "kld", "perplexity", "profile", "quantize_mixture", "quantize_model",
+    ["engine", "calibration", "generation", "judgement", "kld", "perplexity", "profile", "quantize_mixture", "quantize_model",
      "hybrid_setup", "placement_choice", "scored_chunks", "synth", "unit_order", "version"],
 ]
 # What a layer of core/ may include: L3 knows no devices, so not L2.
