@@ -99,7 +99,18 @@ std::optional<TensorView> Model::tensor(const std::string& name) const {
   return TensorView{found->data, dtype, n_cols, found->shape.n_elements() / n_cols, row_bytes(dtype, n_cols)};
 }
 
-std::string Model::chat_template() const { return file_->get_string("tokenizer.chat_template").value_or(""); }
+std::vector<std::pair<std::string, std::string>> Model::chat_templates() const {
+  const std::string kKey = "tokenizer.chat_template";
+  std::vector<std::pair<std::string, std::string>> out;
+  for (const auto& [key, value] : file_->metadata()) {
+    const auto* text = std::get_if<std::string_view>(&value.value);
+    if (!text || !key.starts_with(kKey)) continue;
+    const std::string name = key.substr(kKey.size());
+    if (name.empty()) out.emplace_back("default", *text);
+    if (name.size() > 1 && name[0] == '.') out.emplace_back(name.substr(1), *text);
+  }
+  return out;
+}
 
 std::string Model::fingerprint() const { return hotset::fingerprint(*file_, config_); }
 

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/log.h"
@@ -48,7 +49,8 @@ class Model {
   uint64_t size_bytes() const;        // bytes of all weights
   // A tensor of the file, all dimensions but the first as rows; nothing when there is none or its type has no codec.
   std::optional<TensorView> tensor(const std::string& name) const;
-  std::string chat_template() const;  // "" when the file has none
+  // Names and texts of the file's chat templates; that of no name is "default".
+  std::vector<std::pair<std::string, std::string>> chat_templates() const;
   // 32 hexadecimal digits, the same for every type and layout of one model; see core/fingerprint.h. Reads all vectors.
   std::string fingerprint() const;
 

@@ -1,6 +1,7 @@
 // Binds a loaded model with its engine: loading, vocabulary, logits, figures.
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/function.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -8,7 +9,10 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
+#include <string_view>
 #include <tuple>
+#include <utility>
 
 #include "python/bindings.h"
 
@@ -139,6 +143,27 @@ nb::dict stats(const NativeEngine& self) {
   return out;
 }
 
+// Tokens that text becomes only where it is asked to be parsed for them, with their bytes; of equal ones the last.
+std::vector<std::pair<int32_t, nb::bytes>> control_tokens(const NativeEngine& self) {
+  const TokenizerData& data = vocabulary(self);
+  std::map<std::string_view, int32_t> found;
+  for (size_t id = 0; id < data.tokens.size(); ++id) {
+    const bool is_control = data.types[id] == TokenType::kControl || data.types[id] == TokenType::kUnknown;
+    if (is_control && !data.tokens[id].empty()) found[data.tokens[id]] = static_cast<int32_t>(id);
+  }
+  std::vector<std::pair<int32_t, nb::bytes>> out;
+  for (const auto& [text, id] : found) out.emplace_back(id, nb::bytes(text.data(), text.size()));
+  return out;
+}
+
+// As bytes: what is in a file may be no UTF-8.
+std::vector<std::pair<nb::bytes, nb::bytes>> chat_templates(const NativeEngine& self) {
+  std::vector<std::pair<nb::bytes, nb::bytes>> out;
+  for (const auto& [name, text] : self.model().chat_templates())
+    out.emplace_back(nb::bytes(name.data(), name.size()), nb::bytes(text.data(), text.size()));
+  return out;
+}
+
 using MetadataRow = std::tuple<std::string, std::string, std::string>;
 
 std::vector<MetadataRow> metadata(const NativeEngine& self) {
@@ -189,7 +214,8 @@ void bind_engine(nb::module_& module) {
                      ReleasedGil release;
                      return self.model().fingerprint();
                    })
-      .def_prop_ro("chat_template", [](const NativeEngine& self) { return self.model().chat_template(); })
+      .def_prop_ro("chat_templates", &chat_templates, "Names and texts of the file's chat templates.")
+      .def_prop_ro("control_tokens", &control_tokens, "Ids and texts of tokens that plain text never becomes.")
       .def_prop_ro("bos_id", [](const NativeEngine& self) { return token_or_none(vocabulary(self).bos_id); })
       .def_prop_ro("eos_id", [](const NativeEngine& self) { return token_or_none(vocabulary(self).eos_id); })
       .def_prop_ro("adds_bos", [](const NativeEngine& self) { return vocabulary(self).add_bos; })

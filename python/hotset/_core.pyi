@@ -36,7 +36,12 @@ class Engine:
     def fingerprint(self) -> str: ...
 
     @property
-    def chat_template(self) -> str: ...
+    def chat_templates(self) -> list[tuple[bytes, bytes]]:
+        """Names and texts of the file's chat templates."""
+
+    @property
+    def control_tokens(self) -> list[tuple[int, bytes]]:
+        """Ids and texts of tokens that plain text never becomes."""
 
     @property
     def bos_id(self) -> int | None: ...

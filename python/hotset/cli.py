@@ -19,6 +19,7 @@ BINARY = Path(__file__).parent / "bin" / "hotset"
 
 # Subcommands of this half: name -> what it does. They are modules with add_arguments(parser) and main(args).
 PYTHON_COMMANDS = {
+    "chat": "a conversation with a model, in its own template",
     "convert": "Hugging Face checkpoint to GGUF",
     "place": "which parts of a model live on the GPU, from statistics and machine rates",
     "profile": "activation statistics of a model over texts",
@@ -35,7 +36,7 @@ _MODULES = {
 }
 
 # Subcommands of the design that this version does not have.
-LATER_COMMANDS = ("chat", "serve")
+LATER_COMMANDS = ("serve",)
 
 # Flags whose value is any text, so that `-p -hf` is not taken for a repository.
 _TEXT_FLAGS = ("-p", "--prompt")

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -18,11 +18,13 @@ from .arguments import (
     checked_bool,
     checked_int,
     checked_path,
+    is_list,
     keywords,
     load_options,
     reject_unknown,
     size_in_bytes,
     split_prompts,
+    stop_texts,
     token_ids,
     utf8,
 )
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self, Unpack
 
+    from .chat_prompt import ControlTexts
+    from .chat_template import ChatTemplate, Message
     from .generation import GenerateOptions, LogitsProcessor
 
 DEFAULT_MODEL = Path(__file__).parent / "data" / "demo-relu-q8_0.gguf"
@@ -167,8 +171,8 @@ class Model:
 
         Raises:
             ValueError: no file, or more than one, fits; the message lists what there is.
-            Error: the repository cannot be reached or does not exist; and what `Model` raises, for a model that does not
-                load before more than its header is fetched.
+            Error: the repository cannot be reached or does not exist; and what `Model` raises, before more than the
+                header of a model that does not load is fetched.
         """
         reject_unknown("from_pretrained", load, keywords(Model.__init__))
         path = hub.resolve_pretrained(
@@ -300,6 +304,79 @@ class Model:
             # Closing may free the whole engine, which joins its threads; the event loop must not wait for that. It goes
             # on when this task is cancelled meanwhile.
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, stream.close))
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | os.PathLike[str] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        stream: Literal[False] = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | os.PathLike[str] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        stream: Literal[True],
+        **options: Unpack[GenerateOptions],
+    ) -> TokenStream: ...
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | os.PathLike[str] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        stream: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion | TokenStream:
+        """Answers a conversation, as the model's chat template writes it down.
+
+        What a conversation has in common with an earlier one is not computed again. Texts of control tokens inside of
+        messages stay texts.
+
+        Args:
+            messages: each with "role" (system, user, assistant, tool) and "content", a text or a list of text parts.
+            tools: what the model may call, each as the JSON object of the OpenAI interface; a call comes as text.
+            documents: texts to answer from, for templates that know them.
+            chat_template: name of one of the file's templates, "chatml", a path, or a template; None = the file's.
+            template_options: more variables of the template, such as {"enable_thinking": False}.
+            stream: give tokens as they come instead of the whole answer.
+            **options: keywords of `generate`.
+
+        Raises:
+            Error: the model has no chat template, or it refuses the messages.
+            ContextLengthError: the conversation does not fit the context, or its end was reached: nothing is cut.
+            ValueError: an argument is out of range, or the model is closed.
+        """
+        reject_unknown("chat", options, [name for name in keywords(Model.generate) if name != "stream"])
+        ids, stops = self._chat_prompt(messages, tools, documents, chat_template, template_options)
+        if stops:
+            options["stop"] = [*stop_texts(options.get("stop", ())), *stops]
+        checked_bool("stream", stream)
+        return self.generate(ids, stream=True, **options) if stream else self.generate(ids, **options)
+
+    def chat_tokens(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | os.PathLike[str] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Returns the prompt that `chat` gives to the model, for `generate`, `agenerate` and `Session`."""
+        return self._chat_prompt(messages, tools, documents, chat_template, template_options)[0]
 
     def session(self) -> Session:
         """Opens an empty conversation, held in memory: see `Session`."""
@@ -471,6 +548,33 @@ class Model:
         """Turns what `generate` takes into token ids per prompt, and whether it was one prompt."""
         items, single = split_prompts(prompt)
         return [self.tokenize(item) if isinstance(item, str) else item for item in items], single
+
+    def _chat_prompt(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        documents: Sequence[Mapping[str, Any]] | None,
+        chat_template: str | os.PathLike[str] | None,
+        options: Mapping[str, Any] | None,
+    ) -> tuple[list[int], Sequence[str]]:
+        """Token ids of a conversation, and texts that end its answer beside the vocabulary's end tokens."""
+        from .chat_prompt import ControlTexts, prompt_tokens
+        from .chat_template import BUILTIN_STOPS, template_of
+
+        engine = self._open_engine()
+        if self._controls is None:
+            self._controls = ControlTexts(engine.control_tokens)
+        key = (str(chat_template) if chat_template is not None else None, bool(tools))
+        template = self._templates.get(key)
+        if template is None:
+            template = self._templates[key] = template_of(engine, chat_template, has_tools=bool(tools))
+        if not is_list(messages):
+            raise TypeError(f"messages takes a list of messages, not {type(messages).__name__}")
+        ids = prompt_tokens(
+            engine, self._controls, template, list(messages), tools=tools, documents=documents, options=options
+        )
+        stops = BUILTIN_STOPS.get(key[0] or "", ())
+        return ids, [text for text in stops if text not in self._controls]
 
     def _start(self, request: Request) -> TokenStream:
         stream = TokenStream(request)

@@ -90,7 +90,7 @@ def test_help_names_the_commands_of_both_halves():
     assert "run" in result.stdout and "convert" in result.stdout
 
 
-@pytest.mark.parametrize("name", ["chat", "serve"])
+@pytest.mark.parametrize("name", ["serve"])
 def test_commands_of_later_versions(name):
     result = command(name, "-m", "x")
     assert (result.returncode, result.stdout) == (2, "")
