@@ -84,7 +84,10 @@ void read_rope(const GgufFile& file, const ConfigReader& reader, ModelConfig& co
   config.rope_freq_base = reader.number("rope.freq_base", 1, 1e12, 10000);
   if (config.arch->rope_base_local > 0)
     config.rope_freq_base_local = reader.number("rope.freq_base_swa", 1, 1e12, config.arch->rope_base_local);
-  const std::string type = file.get_string(reader.key("rope.scaling.type")).value_or("none");
+  // A factor without a type is that of linear scaling, as llama.cpp reads it; 0 is none.
+  const bool has_factor = reader.number("rope.scaling.factor", 0, 1e6, 0) > 0;
+  const std::string type =
+      file.get_string(reader.key("rope.scaling.type")).value_or(has_factor ? "linear" : "none");
   if (type == "linear") {
     config.rope_scale = reader.number("rope.scaling.factor", 1e-3, 1e6, std::nan(""));
   } else if (type == "yarn") {

@@ -163,6 +163,8 @@ TEST_CASE("config: rope scalings") {
     w.set_f32("llama.rope.scaling.factor", 4);
   });
   CHECK(linear.rope_scale == 4);
+  CHECK(config_of(set_float("rope.scaling.factor", 4)).rope_scale == 4);  // llama.cpp takes it as linear
+  CHECK(config_of(set_float("rope.scaling.factor", 0)).rope_scale == 1);
   const ModelConfig old_spelling = config_of(set_float("rope.scale_linear", 2));
   CHECK(old_spelling.rope_scale == 2);
   CHECK(config_of(set_float("rope.scale_linear", 1)).rope_scale == 1);
