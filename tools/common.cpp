@@ -64,8 +64,9 @@ bool parse_or_help(Args& args, const Words& words) {
 }
 
 void add_vocabulary_flags(Args& args, ModelFlags& flags) {
-  args.text("-m,--model", "FILE", "GGUF file (default: the packaged model)", flags.path);
-  args.text("-hf,--hf-repo", "REPO", "model of the Hugging Face hub (Python package only)", flags.hub);
+  args.text("-m,--model", "FILE", "GGUF file, of several shards the first (default: the packaged model)", flags.path);
+  args.text("-hf,--hf-repo", "REPO",
+            "OWNER/NAME[@REVISION][:FILE-GLOB] of the Hugging Face hub, with --hf-token (Python package only)", flags.hub);
 }
 
 void add_model_flags(Args& args, ModelFlags& flags) {
