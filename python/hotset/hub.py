@@ -9,12 +9,12 @@ import fnmatch
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import Error, error_text
-from .hub_files import Repository, check_room, download
+from .hub_files import Repository, announced, check_room, download, download_into, part_bytes
 
 PREFIX = "hf:"
 
@@ -173,21 +173,24 @@ def fetch(
             folder = Path(target) if target is not None else _cached_folder(repo, revision, cache)
             names = [file.relative_to(folder).as_posix() for file in folder.rglob("*.gguf")]
             return folder / choose(names, filename, f"{repo} in the cache")[0]
-        commit, sizes = found
-        shards = choose(list(sizes), filename, repo)
+        commit, stated = found
+        shards = choose(list(stated), filename, repo)
         source = Repository(repo, commit, token, cache)
-        wanted = [name for name in [*shards, _sidecar(shards[0])] if name in sizes]
+        wanted = [name for name in [*shards, _sidecar(shards[0])] if name in stated]
         if target is not None:
             missing = [name for name in wanted if not (Path(target) / name).is_file()]
         else:
             missing = [name for name in wanted if source.cached(name) is None]
+        # Mirrors may list names alone.
+        sizes = {name: _size(source, name, stated[name]) for name in (*shards, *missing)} if missing else {}
         if judged and missing:
             from .hub_judge import judge
 
             judge(source, [(name, sizes[name]) for name in shards], activation)
+        fetched = {name: sizes[name] for name in missing}
         if target is not None:
-            return _into_folder(source, wanted, target)
-        return _into_cache(source, revision, wanted, {name: sizes[name] for name in missing})
+            return _into_folder(source, wanted, fetched, target)
+        return _into_cache(source, revision, wanted, fetched)
     except HFValidationError as error:
         raise ValueError(error_text("hub", "repository", "owner/repo", repr(repo), "check the name")) from error
     except (Error, ValueError):
@@ -196,27 +199,32 @@ def fetch(
         raise _unreadable(repo, revision, error) from error
 
 
-def _into_folder(source: Repository, names: Sequence[str], folder: str) -> Path:
-    """Fetches files into a folder of the user, as huggingface_hub does that."""
-    from huggingface_hub import hf_hub_download
-
-    paths = [
-        hf_hub_download(source.name, name, revision=source.commit, token=source.token, local_dir=folder)
-        for name in names
-    ]
-    return Path(paths[0])
+def _into_folder(source: Repository, names: Sequence[str], missing: Mapping[str, int], folder: str) -> Path:
+    """Fetches files into a folder of the user; those that are there are compared with the hub's."""
+    with _progress(missing, Path(folder)) as bar:
+        for name in names:
+            download_into(source, name, folder, bar)
+    return Path(folder) / names[0]
 
 
-def _into_cache(source: Repository, revision: str | None, names: Sequence[str], missing: dict[str, int]) -> Path:
-    """Fetches what is missing; returns the first file. Then the cache knows which commit the revision is."""
+def _progress(missing: Mapping[str, int], folder: Path) -> Any:
+    """A bar for what is to be fetched, on a terminal; checks that the disk has room for it."""
     from huggingface_hub.utils import tqdm
 
     total = sum(missing.values())
     if missing:
-        check_room(source.folder, total)
-    with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None if missing else True) as bar:
-        for i, name in enumerate(missing):
-            bar.set_description(f"{PurePosixPath(name).name} ({i + 1} of {len(missing)})")
+        check_room(folder, total - part_bytes(folder))
+    description = PurePosixPath(next(iter(missing), "")).name
+    if len(missing) > 1:
+        description += f" and {len(missing) - 1} more"
+    hidden = None if missing else True  # None: where stderr is no terminal
+    return tqdm(total=total, desc=description, unit="B", unit_scale=True, unit_divisor=1024, disable=hidden)
+
+
+def _into_cache(source: Repository, revision: str | None, names: Sequence[str], missing: Mapping[str, int]) -> Path:
+    """Fetches what is missing; returns the first file. Then the cache knows which commit the revision is."""
+    with _progress(missing, source.folder / "blobs") as bar:
+        for name in missing:
             download(source, name, bar)
     name = revision or "main"
     if name != source.commit and ".." not in name:
@@ -273,8 +281,8 @@ def _complete(shards: list[str], where: str) -> list[str]:
     return shards
 
 
-def _remote(repo: str, revision: str | None, token: str | bool | None) -> tuple[str, dict[str, int]] | None:
-    """Commit of a revision, and its files with their sizes; None when no server answers, so that the cache may."""
+def _remote(repo: str, revision: str | None, token: str | bool | None) -> tuple[str, dict[str, int | None]] | None:
+    """Commit of a revision, and its files with their sizes where they are stated; None when no server answers, so that the cache may."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -291,10 +299,13 @@ def _remote(repo: str, revision: str | None, token: str | bool | None) -> tuple[
     except Exception as error:  # the class of connection errors depends on the client's version
         logging.getLogger("hotset").info("hub not reached (%s), looking into the cache", type(error).__name__)
         return None
-    names = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     if not info.sha or not re.fullmatch(r"[0-9a-f]{7,64}", info.sha):
         raise Error(error_text("hub", f"commit of {repo}", "hexadecimal digits", repr(info.sha), "try again later"))
-    return info.sha, {name: size for name, size in names.items() if _is_inside(name)}
+    return info.sha, {file.rfilename: file.size for file in info.siblings or () if _is_inside(file.rfilename)}
+
+
+def _size(source: Repository, name: str, stated: int | None) -> int:
+    return announced(source, name)[0] if stated is None else stated
 
 
 def _is_inside(name: str) -> bool:

@@ -24,6 +24,7 @@ _LONGEST_WAIT_S = 60.0
 _TIMEOUT_S = 30.0
 _CHUNK_BYTES = 1 << 18
 _MOST_BYTES = 8 << 30  # of one request: the hub's servers give at most 50 GB at once
+_PART = ".hotset.incomplete"
 _RETRIED = (408, 429, 500, 502, 503, 504)
 
 
@@ -112,19 +113,11 @@ def download(repository: Repository, file: str, bar: Any) -> Path:
     Raises:
         Error: the connection breaks for good, or what comes is not what the hub announced.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
-    announced = get_hf_file_metadata(repository.url(file), token=repository.token)
-    if announced.etag is None or announced.size is None or not re.fullmatch(r"[\w.-]+", announced.etag):
-        raise Error(error_text("hub", f"file {file}", "its size and hash", "neither", "try again later"))
-    blob = repository.folder / "blobs" / announced.etag
-    if not blob.exists():
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(blob.with_name(f"{blob.name}.hotset.incomplete")) as part:
-            if not blob.exists():  # another process may have finished it meanwhile
-                _complete(repository, file, part, announced.size, bar)
-                _check_hash(file, part, announced.etag)
-                os.replace(part.name, blob)
+    n_bytes, etag = announced(repository, file)
+    _put(repository, file, repository.folder / "blobs" / etag, n_bytes, etag, bar)
+    # The blob is there; what is left is its name in the snapshot.
     return Path(
         hf_hub_download(
             repository.name,
@@ -134,6 +127,50 @@ def download(repository: Repository, file: str, bar: Any) -> Path:
             cache_dir=repository.cache_dir,
         )
     )
+
+
+def download_into(repository: Repository, file: str, folder: str, bar: Any) -> Path:
+    """The same for a folder of the user, with the notes on it that huggingface_hub keeps there."""
+    from huggingface_hub import hf_hub_download
+
+    path = Path(folder) / file
+    if not path.exists():
+        n_bytes, etag = announced(repository, file)
+        _put(repository, file, path, n_bytes, etag, bar)
+    # Compares a file that is there already with the hub's, and fetches it when it is another.
+    return Path(
+        hf_hub_download(
+            repository.name, file, revision=repository.commit, token=repository.token, local_dir=folder
+        )
+    )
+
+
+def announced(repository: Repository, file: str) -> tuple[int, str]:
+    """Size and ETag that the hub states for a file."""
+    from huggingface_hub import get_hf_file_metadata
+
+    stated = get_hf_file_metadata(repository.url(file), token=repository.token)
+    if stated.etag is None or stated.size is None or not re.fullmatch(r"[\w-][\w.-]*", stated.etag):
+        raise Error(error_text("hub", f"file {file}", "its size and hash", "neither", "try again later"))
+    return stated.size, stated.etag
+
+
+def part_bytes(folder: Path) -> int:
+    """Bytes of cut downloads in a folder."""
+    return sum(path.stat().st_size for path in folder.glob(f"*{_PART}"))
+
+
+def _put(repository: Repository, file: str, target: Path, n_bytes: int, etag: str, bar: Any) -> None:
+    """Fetches a file unless it is there; its name is that of a whole file only."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # With the ETag in its name, a part is never that of another state of the file.
+    with _locked(target.with_name(f"{target.name}.{etag[:16]}{_PART}")) as part:
+        if not target.exists():  # another process may have finished it meanwhile
+            _complete(repository, file, part, n_bytes, bar)
+            _check_hash(file, part, etag)
+            os.replace(part.name, target)
 
 
 @contextlib.contextmanager

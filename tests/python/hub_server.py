@@ -27,6 +27,7 @@ class Hub:
         cuts: of the next requests for data: bytes after which the connection is closed, None = whole.
         statuses: of the next requests for data: status in place of an answer.
         list_status: of the list of files.
+        lists_sizes: whether that states sizes.
         announced_size: in place of the true size of files.
         etag: in place of the hash of files.
         requests: "METHOD path" of all, with the token.
@@ -43,6 +44,7 @@ class Hub:
         self.cuts: list[int | None] = []
         self.statuses: list[int] = []
         self.list_status = 200
+        self.lists_sizes = True
         self.announced_size: int | None = None
         self.etag: str | None = None
         self.requests: list[str] = []
@@ -107,7 +109,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if path.startswith("/api/models/"):
             if hub.list_status != 200:
                 return self.send(hub.list_status)
-            rows = [{"rfilename": name, "size": len(data), "blobId": "0" * 40} for name, data in hub.files.items()]
+            rows = [
+                {"rfilename": name, **({"size": len(data), "blobId": "0" * 40} if hub.lists_sizes else {})}
+                for name, data in hub.files.items()
+            ]
             asked = path.rpartition("/")[2]
             commit = asked if re.fullmatch("[0-9a-f]{40}", asked) else hub.commit
             return self.send(200, json.dumps({"id": "o/r", "sha": commit, "siblings": rows}).encode())

@@ -191,6 +191,30 @@ def test_cut_download_goes_on_in_the_next_call(
     assert blobs(tmp_path) == {hub.etag_of("m-Q8_0.gguf"): len(model)}
 
 
+def test_cut_download_into_a_folder(hub: Hub, served: tuple[Hub, Any], model: bytes, tmp_path: Path) -> None:
+    def call() -> tuple[str, str]:
+        return served[1]("o/r", local_dir=str(tmp_path / "here"), cache_dir=str(tmp_path / "cache"))
+
+    hub.cuts = [None, 3_000_000, 0, 0, 0, 0, 0]
+    assert call()[0] == "Error"
+    (part,) = (path for path in (tmp_path / "here").iterdir() if path.is_file())
+    assert part.name.endswith(".incomplete") and part.stat().st_size > 2_500_000
+    hub.cuts, hub.sent = [], 0
+    path = tmp_path / "here" / "m-Q8_0.gguf"
+    assert call() == ("", str(path)) and path.read_bytes() == model
+    assert hub.sent < len(model) - 2_000_000
+    hub.sent = 0
+    assert call() == ("", str(path)) and hub.sent == 0
+    hub.commit, hub.files = OTHER, {"m-Q8_0.gguf": model[:-1] + b"\0"}
+    assert call() == ("", str(path)) and path.read_bytes() == hub.files["m-Q8_0.gguf"]
+    assert [path.name for path in (tmp_path / "here").iterdir() if path.is_file()] == ["m-Q8_0.gguf"]
+
+
+def test_mirror_that_lists_names_alone(hub: Hub, fetch: Any, model: bytes) -> None:
+    hub.lists_sizes = False
+    assert fetch().read_bytes() == model
+
+
 def test_server_without_ranges(hub: Hub, fetch: Any, failing: Any, model: bytes) -> None:
     hub.ranges = False
     hub.cuts = [None, 3_000_000, None]
