@@ -340,3 +340,35 @@ def test_model_of_the_hub_runs(hub: Hub, three: dict[str, bytes], tmp_path: Path
     result = subprocess.run([sys.executable, "-c", code], env=hub.env(tmp_path), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("True")
+
+
+def test_what_a_judge_asks_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    from hotset import hub_judge
+    from hotset.hub_files import Repository
+
+    asked: list[int] = []
+    needs = [5_000_000, 5_000_001, 0]
+
+    class Start:
+        def __init__(self, repository: Repository, file: str, n_bytes: int) -> None:
+            self.file, self.n_bytes, self.data = file, n_bytes, b""
+
+        def grow(self, n: int) -> None:
+            asked.append(n)
+            self.data = bytes(max(len(self.data), n))
+
+    class Core:
+        @staticmethod
+        def judge_starts(starts: Any, activation: str) -> dict[str, Any]:
+            assert activation == "relu"
+            return {"n_needed": [needs.pop(0)], "type": "llama 70B", "size_bytes": 40 << 30, "memory_bytes": 16 << 30}
+
+    monkeypatch.setattr(hub_judge, "Start", Start)
+    monkeypatch.setattr(hub_judge, "_core", Core)
+    hub_judge.judge(Repository("o/r", COMMIT), [("m.gguf", 40 << 30)], "relu")
+    assert asked == [1 << 19, 5_000_000, 20_000_000]
+    assert "llama 70B: 40.0 GiB of weights and 16.0 GiB of memory here" in caplog.text
+    asked.clear()
+    needs[:] = [300 << 20]  # more than is looked at: no reason to refuse it
+    hub_judge.judge(Repository("o/r", COMMIT), [("m.gguf", 40 << 30)], "relu")
+    assert asked == [1 << 19]
