@@ -53,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--predictor", metavar="SPEC", help="for --mode predict without a sidecar")
     add("--sidecar", metavar="FILE", help="what the offline phase found out (default: MODEL.hotset.gguf; none)")
     add("--device", default="auto", help="auto|cpu|cuda|virtual: where to compute")
+    add("-ngl", "--gpu-layers", "--n-gpu-layers", metavar="0|all|auto", choices=("0", "all", "auto"), default="auto",
+        help="layers on the GPU; 0 = CPU only, all = --device cuda; for a part of them see --vram-budget")  # fmt: skip
     add("--vram-budget", metavar="SIZE", help="GPU memory to use: 8GiB, 8000MiB, auto")
     add("--adapt", choices=("on", "off"), help="let hot and cold units change places while generating")
     add("--kv-type", default="auto", help="auto|f16|f32|q8_0: number format of the KV cache")
@@ -144,6 +146,9 @@ class Chat:
                 return input(prompt)
             except EOFError:
                 return None
+            except KeyboardInterrupt:
+                _write(sys.stderr, "\n")  # behind "^C"
+                raise
         if self.is_terminal:
             _write(sys.stderr, prompt)
         line = sys.stdin.readline()
@@ -264,7 +269,7 @@ def _model(args: argparse.Namespace) -> Model:
         mode=args.mode,
         predictor=args.predictor,
         sidecar=args.sidecar,
-        device=args.device,
+        device={"0": "cpu", "all": "cuda"}.get(args.gpu_layers, args.device),
         vram_budget=args.vram_budget,
         adapt={"on": True, "off": False, None: None}[args.adapt],
         kv_type=args.kv_type,

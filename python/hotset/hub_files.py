@@ -268,7 +268,7 @@ def _request(repository: Repository, file: str, begin: int, end: int) -> Iterato
     address = repository.url(file)
     try:
         with contextlib.ExitStack() as stack:
-            if hasattr(session, "stream"):  # httpx, since huggingface_hub 1.0
+            if callable(getattr(session, "stream", None)):  # httpx, since huggingface_hub 1.0; in requests a flag
                 call = session.stream("GET", address, headers=headers, follow_redirects=True, timeout=_TIMEOUT_S)
             else:
                 call = session.get(address, headers=headers, stream=True, timeout=_TIMEOUT_S)
