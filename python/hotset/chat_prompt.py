@@ -8,6 +8,7 @@ tokens together with what the template puts beside them, too.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from .errors import error_text
 _LAST_PLANE = re.compile("[\U00100000-\U0010ffff]")
 # As it is, or as Python writes it where a template prints a mapping.
 _MARKS = re.compile(r"[\U00100000-\U0010ffff]|\\U0010[0-9a-f]{4}")
+_MOST_LETTERS = 256  # of a control token's text that comes about half by half; no vocabulary has one that long
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "context")
 
 
@@ -31,13 +33,9 @@ class ControlTexts:
                 self._ids[text.decode("utf-8")] = token
             except UnicodeDecodeError:  # cannot be in a text
                 pass
-        longest_first = sorted(self._ids, key=len, reverse=True)
-        any_of_them = "|".join(map(re.escape, longest_first)) or "(?!)"
-        self._pattern = re.compile(any_of_them)
-        self._everywhere = re.compile(f"(?=({any_of_them}))")
-        self._beginnings = {text[:n] for text in longest_first for n in range(1, len(text))}
-        self._ends = {text[n:] for text in longest_first for n in range(1, len(text))}
-        self._n_longest = max(map(len, longest_first), default=0)
+        self._pattern = _any_of(list(self._ids))
+        self._joined = "\0".join(["", *self._ids, ""])
+        self._n_longest = min(max(map(len, self._ids), default=0), _MOST_LETTERS)
 
     def __contains__(self, text: object) -> bool:
         return text in self._ids
@@ -76,12 +74,16 @@ class ControlTexts:
 
     def _escaped_text(self, text: str) -> str:
         text = _LAST_PLANE.sub("\ufffd", text)
-        spots = {match.start() + _spot(match[1]) for match in self._everywhere.finditer(text)}
-        spots |= {match.start() for match in _MARKS.finditer(text)}
+        spots = {match.start() for match in _MARKS.finditer(text)}
+        begin = 0
+        while match := self._pattern.search(text, begin):
+            spots.add(match.start() + _spot(match[0]))
+            begin = match.start() + 1  # they may overlap
         inner = text.strip()
-        if inner and any(inner[:n] in self._ends for n in range(1, self._n_longest)):
+        lengths = range(1, min(self._n_longest, len(inner) + 1))
+        if any(f"{inner[:n]}\0" in self._joined for n in lengths):  # the end of a control token
             spots.add(text.index(inner[0]))
-        if inner and any(inner[-n:] in self._beginnings for n in range(1, self._n_longest)):
+        if any(f"\0{inner[-n:]}" in self._joined for n in lengths):  # the beginning of one
             spots.add(len(text.rstrip()) - 1)
         if not spots:
             return text
@@ -89,6 +91,23 @@ class ControlTexts:
         for i in spots:
             letters[i] = chr(FIRST_MARK + ord(letters[i])) if ord(letters[i]) < 0x10000 else "\ufffd"
         return "".join(letters)
+
+
+def _any_of(texts: list[str]) -> re.Pattern[str]:
+    """A pattern that finds the longest of the texts that begin at a place.
+
+    Texts that begin alike share their beginning: hundreds of <|reserved_special_token_1|> are otherwise compared wherever
+    a "<" is.
+    """
+    groups: dict[str, list[str]] = {}
+    for text in sorted(texts, key=len, reverse=True):
+        groups.setdefault(text[:3], []).append(text)
+    parts = []
+    for _, group in sorted(groups.items(), key=lambda item: len(item[0]), reverse=True):
+        shared = os.path.commonprefix(group)
+        rests = "|".join(re.escape(text[len(shared) :]) for text in group)
+        parts.append(f"{re.escape(shared)}(?:{rests})")
+    return re.compile("|".join(parts) or "(?!)")
 
 
 def _restored(match: re.Match[str]) -> str:

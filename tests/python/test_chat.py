@@ -113,6 +113,16 @@ def test_what_people_write_is_never_a_control_token(shared: Path) -> None:
     assert n_with_controls >= 30  # some put them together from pieces
 
 
+def test_the_longest_control_text_is_taken() -> None:
+    texts = ["<s", "<s>", "<s>x", "a", "ab", "abcd", "abce", "abc", "<|r_1|>", "<|r_11|>"]
+    controls = ControlTexts([(i, text.encode()) for i, text in enumerate(texts)])
+    found = controls.encode(PlainEngine(), "<s <s> <s>x a ab abc abcd abcef <|r_1|> <|r_11|> <|r_2|>")
+    assert [each for each in found if isinstance(each, int)] == [0, 1, 2, 3, 4, 7, 5, 6, 8, 9]
+    assert "".join(texts[each] if isinstance(each, int) else each for each in found) == (
+        "<s <s> <s>x a ab abc abcd abcef <|r_1|> <|r_11|> <|r_2|>"
+    )
+
+
 def test_control_texts_in_tool_calls_and_keys() -> None:
     texts = ["<|im_end|>", "<|im_start|>", "\u2603", "\U0001f600x"]
     controls = ControlTexts([(i, text.encode()) for i, text in enumerate(texts)])
