@@ -345,4 +345,7 @@ def _unreadable(repo: str, revision: str | None, error: Exception) -> Error:
     elif "RepositoryNotFoundError" in kinds:
         expected, reason = "one that exists", "none of that name, or a private one"
         remedy = "check the name, and for private models the token (HF_TOKEN)"
+    elif isinstance(error, OSError) and error.errno and error.filename:  # of the disk
+        what, expected, reason = f"file {os.fspath(error.filename)}", "one that can be written", str(error.strerror)
+        remedy = "make room, or set HF_HOME or cache_dir to another folder"
     return Error(error_text("hub", what, expected, reason, remedy))

@@ -306,6 +306,12 @@ def test_refusals(hub: Hub, failing: Any, fault: dict[str, Any], told: str) -> N
     assert kind == "Error" and told in text
 
 
+def test_cache_that_cannot_be_written(hub: Hub, served: tuple[Hub, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    kind, text = served[1]("o/r", cache_dir=str(tmp_path / "file"))
+    assert kind == "Error" and str(tmp_path / "file") in text and "set HF_HOME or cache_dir" in text
+
+
 def test_names_that_leave_the_repository_are_no_files(hub: Hub, failing: Any, model: bytes) -> None:
     hub.files = {"../../evil-Q8_0.gguf": model, "/etc/evil-Q4_0.gguf": model}
     assert "expected a GGUF model" in failing()[1]
