@@ -162,6 +162,7 @@ void GgufFile::drop_pages(const TensorView& view) const {
 }
 
 void GgufFile::drop_all_pages() const {
+  for (const auto& shard : shards_) shard->drop_all_pages();
   if (!mapping_ || tensors_.empty()) return;
   const std::byte* first = tensors_.front().data;
   for (const GgufTensor& each : tensors_) first = std::min(first, each.data);
@@ -170,6 +171,7 @@ void GgufFile::drop_all_pages() const {
 
 void GgufFile::prefer_large_pages() const {
   if (mapping_) mapping_->prefer_large_pages();
+  for (const auto& shard : shards_) shard->prefer_large_pages();
 }
 
 }  // namespace hotset

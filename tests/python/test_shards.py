@@ -32,7 +32,6 @@ TEXT = "Once upon a time there was a little girl who lived near the sea. " * 30
         ["tokenize"],
         ["logits", "--tokens", "1,5,9,70", "-o", "OUT"],
         ["perplexity", "-f", "TEXT", "-c", "64", "--chunks", "2"],
-        ["plan", "--json", "-c", "128"],
     ],
 )
 def test_commands_give_the_same(hotset, demo_model: Path, shards: list[Path], tmp_path: Path, words: list[str]) -> None:
@@ -46,6 +45,14 @@ def test_commands_give_the_same(hotset, demo_model: Path, shards: list[Path], tm
         results.append((result.stdout.replace(bytes(model), b"MODEL"), out.read_bytes() if out.exists() else b""))
     assert results[0] == results[1]
     assert results[0] != (b"", b"")
+
+
+def test_plan(hotset, demo_model: Path, shards: list[Path]) -> None:
+    models = (demo_model, shards[0])
+    plans = [json.loads(hotset("plan", "--json", "-c", "128", "-m", str(path)).stdout) for path in models]
+    assert plans[0]["layers"] == plans[1]["layers"] and plans[0]["predicted"] == plans[1]["predicted"]
+    components = [[each for each in plan["components"] if each["name"] != "process"] for plan in plans]
+    assert components[0] == components[1]  # the process is what it happens to be
 
 
 def test_inspect_and_quantize(hotset, demo_model: Path, shards: list[Path], tmp_path: Path) -> None:
