@@ -107,16 +107,40 @@ def test_an_update_keeps_predictors_byte_for_byte(tmp_path):
     assert before[1] == after[1]
 
 
-def test_another_order_under_predictors_is_refused_and_the_file_stays(tmp_path):
+def rows_by_unit(stored: Sidecar, layer: int) -> list[list[bytes]]:
+    """Of each unit its rows of the predictor's second factor and its bias."""
+    out = []
+    for name in ("fc2.weight", "bias"):
+        data = stored.tensors[f"blk.{layer}.predictor.{name}"].data
+        rows = [data[i : i + len(data) // N_FF] for i in range(0, len(data), len(data) // N_FF)]
+        out.append([rows[slot] for slot in np.argsort(stored.unit_of_slot[layer])])
+    return out
+
+
+def test_rows_of_predictors_go_along_into_another_order(tmp_path):
     path = tmp_path / "s.gguf"
-    with_predictor(sidecar()).save(path)
-    before = path.read_bytes()
+    before = with_predictor(sidecar())
+    before.save(path)
     update = Sidecar.load(path)
-    with pytest.raises(Error, match="predictors are stored in"):
-        update.set_frequencies(list(np.random.default_rng(9).random((N_LAYER, N_FF))))
-    assert path.read_bytes() == before
-    bare = sidecar()
-    bare.set_frequencies(list(np.random.default_rng(9).random((N_LAYER, N_FF))))  # without them any order will do
+    update.set_frequencies(list(np.random.default_rng(9).random((N_LAYER, N_FF))))
+    update.save(path)
+    after = Sidecar.load(path)
+    for layer in range(N_LAYER):
+        assert not np.array_equal(after.unit_of_slot[layer], before.unit_of_slot[layer])
+        assert rows_by_unit(after, layer) == rows_by_unit(before, layer)
+        first = f"blk.{layer}.predictor.fc1.weight"
+        assert after.tensors[first] == before.tensors[first]
+
+
+def test_predictors_whose_rows_are_of_no_known_units_are_refused():
+    frequencies = list(np.random.default_rng(9).random((N_LAYER, N_FF)))
+    for spoiled in (with_predictor(Sidecar(FINGERPRINT, N_LAYER)), with_predictor(sidecar())):
+        if spoiled.unit_of_slot:
+            spoiled.tensors["blk.1.predictor.bias"] = RawTensor((N_FF - 1,), 0, bytes(4 * (N_FF - 1)))
+        before = dict(spoiled.tensors)
+        with pytest.raises(Error, match="a row for each"):
+            spoiled.set_frequencies(frequencies)
+        assert spoiled.tensors == before
 
 
 @pytest.mark.parametrize("values", [[np.nan], [-0.1], [1.5], [np.inf]])

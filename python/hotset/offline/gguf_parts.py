@@ -23,8 +23,10 @@ MAX_DIMS = 4
 U32, STRING, ARRAY, U64, F64 = 4, 8, 9, 10, 12
 _LAYOUTS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 F32, I32 = 0, 26
-# Elements and bytes of a block of the tensor types that sidecars may have.
-_BLOCKS = {F32: (1, 4), 1: (1, 2), 2: (32, 18), 8: (32, 34), I32: (1, 4), 30: (1, 2)}
+# Elements and bytes of a block of the tensor types that sidecars may have (docs/FORMATS.md, "Tensors").
+_BLOCKS = {F32: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
+           11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 20: (32, 18), 23: (256, 136), I32: (1, 4),
+           30: (1, 2), 39: (32, 17)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _tensor_header(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int, int
     shape = tuple(cursor.number("Q") for _ in range(n_dims))
     kind, offset = cursor.number("I"), cursor.number("Q")
     if kind not in _BLOCKS:
-        cursor.refuse(f"type of tensor {name!r}", "F32, F16, BF16, Q8_0, Q4_0 or I32", f"number {kind}")
+        cursor.refuse(f"type of tensor {name!r}", "I32 or a type of weights", f"number {kind}")
     n_elements, n_bytes = _BLOCKS[kind]
     if min(shape) < 1 or shape[0] % n_elements:
         cursor.refuse(f"shape of tensor {name!r}", "rows of whole blocks", shape)

@@ -183,7 +183,7 @@ class PlacedModel:
 
         Raises:
             ModelFormatError: the file that is there is damaged, or another model's.
-            Error: it cannot be written, or its predictors are in another order of units.
+            Error: it cannot be written, or its predictors are of other units.
         """
         if Path(path).exists():
             sidecar = Sidecar.load(path, self.model_fingerprint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +77,14 @@ class Sidecar:
         return _Reader(os.fspath(path)).sidecar(model_fingerprint)
 
     def set_frequencies(self, frequencies: Sequence[np.ndarray]) -> None:
-        """Orders the units by how often they are active, ties by unit number.
+        """Orders the units by how often they are active, ties by unit number; rows of predictors go along.
 
         Args:
             frequencies: per layer the share of tokens for which each unit is active (n_ff), in the order of units.
 
         Raises:
             ValueError: a number is not within 0 to 1, or there are not as many layers.
-            Error: predictors are stored, whose rows are in another order.
+            Error: predictors are stored whose rows are not those of the units.
         """
         if len(frequencies) != self.n_layer:
             raise ValueError(error_text("sidecar", "layers of the frequencies", self.n_layer, len(frequencies),
@@ -95,7 +95,7 @@ class Sidecar:
                 raise ValueError(error_text("sidecar", f"frequencies of layer {layer}", "numbers from 0 to 1",
                                             "others", "use statistics of this model"))  # fmt: skip
             orders.append(np.argsort(-np.asarray(values, np.float64), kind="stable").astype(np.int32))
-        self._check_predictor_order(orders)
+        self._move_predictor_rows(orders)
         self.unit_of_slot = orders
         self.unit_freq = [np.asarray(f, np.float64)[order].astype(np.float32) for f, order in zip(frequencies, orders)]
 
@@ -123,12 +123,21 @@ class Sidecar:
                 tensors[f"blk.{layer}.unit_of_slot"] = RawTensor.of(self.unit_of_slot[layer])
         write_parts(path, keys, {**tensors, **self.tensors})
 
-    def _check_predictor_order(self, orders: list[np.ndarray]) -> None:
-        ordered = any(name.endswith(("predictor.fc2.weight", "predictor.bias")) for name in self.tensors)
-        if ordered and not all(np.array_equal(a, b) for a, b in zip(orders, self.unit_of_slot)):
-            raise Error(error_text("sidecar", "order of the units", "the one that its predictors are stored in", "another",
-                                   "use the statistics that they were trained with, or write another file and train "
-                                   "again"))  # fmt: skip
+    def _move_predictor_rows(self, orders: list[np.ndarray]) -> None:
+        """Puts the rows of predictors, whatever their type, from the order of the slots into another."""
+        moved = {}
+        for layer, order in enumerate(orders):
+            for name in (f"blk.{layer}.predictor.fc2.weight", f"blk.{layer}.predictor.bias"):
+                tensor = self.tensors.get(name)
+                if tensor is None:
+                    continue
+                slots = self.unit_of_slot[layer] if self.unit_of_slot else None
+                if slots is None or len(slots) != len(order) or tensor.shape[-1] != len(order):
+                    raise Error(error_text("sidecar", f"tensor {name}", f"a row for each of {len(order)} units",
+                                           "others", "write another file, and train its predictor again"))  # fmt: skip
+                rows = np.frombuffer(tensor.data, np.uint8).reshape(len(order), -1)
+                moved[name] = replace(tensor, data=rows[np.argsort(slots)[order]].tobytes())
+        self.tensors.update(moved)
 
 
 def path_beside(model: str | os.PathLike[str]) -> Path:
