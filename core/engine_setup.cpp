@@ -190,11 +190,12 @@ std::unique_ptr<Predictor> EngineImpl::make_predictor(const EngineOptions& optio
                "predict` shows what it loses"));
   } else {
     auto sidecar = open_sidecar(options, *model);
-    if (!sidecar)
+    const bool has_own = model->predictor() != nullptr;
+    if (!sidecar && !has_own)
       throw Error(error_text("engine", "mode predict", "a predictor",
                              "no sidecar " + quoted(Sidecar::path_beside(model->path()), 200),
                              "make one with `hotset train-predictor`, or use --predictor bit_planes:2"));
-    spec = predictor_of(std::move(sidecar));
+    spec = has_own && !(sidecar && sidecar->predictor()) ? predictor_of(model) : predictor_of(std::move(sidecar));
   }
   const int32_t n_threads = load_threads(device_->info().n_threads);
   return std::make_unique<Predictor>(weights(), spec,

@@ -114,6 +114,7 @@ class GgufFile {
 
  private:
   friend class GgufParser;
+  friend class PlainFileMaker;
   GgufFile() = default;
   static std::shared_ptr<GgufFile> map_one(const std::string& path);
   void index_tensors();  // throws ModelFormatError for a name twice

@@ -52,6 +52,10 @@ class TwoLaneBuilder : private LaneBuilder {
   static const Predictor::Layer& predictor(const PlacedLayer& layer, int32_t lane) {
     return lane == kDeviceLane ? layer.device_predictor : layer.host_predictor;
   }
+  // Whether a lane's own predictor reads the residual.
+  static bool wants_residual(const PlacedLayer& layer, int32_t lane) {
+    return predictor(layer, lane) && predictor(layer, lane).reads_residual;
+  }
   // Whether the device detects the host's units too, and hands it a list of those that are active.
   bool hands_active(const PlacedLayer& layer) const {
     return exact_ && layer.place.detect == DetectPlace::kDevice && n_units(layer, kHostLane) > 0;
@@ -66,6 +70,11 @@ class TwoLaneBuilder : private LaneBuilder {
   // A layer's normed input: that is x itself where it is normed after additions, and a copy of it on the other lane.
   BufferId x_norm_of(int32_t lane) {
     return config_.norms_after && lane == x_lane_ ? x_of(lane) : LaneBuilder::x_norm_of(lane);
+  }
+  // The residual before a layer's FFN, for predictors that read it: x itself, and a copy of it on the other lane.
+  BufferId residual_of(int32_t lane) {
+    if (lane == x_lane_) return x_of(lane);
+    return lane == kHostLane ? shared("residual", config_.n_embd) : of_device("residual");
   }
 
   // The embedding, which is the host's, and what the lanes that have attention need.
@@ -143,6 +152,7 @@ class TwoLaneBuilder : private LaneBuilder {
   // The device gives the layer's input and, where it detects or predicts for all, the host's list.
   void share_from_device(const PlacedLayer& layer) {
     add(op::Copy{x_norm_of(kDeviceLane), x_norm_of(kHostLane)});
+    if (wants_residual(layer, kHostLane)) add(op::Copy{x_of(kDeviceLane), residual_of(kHostLane)});
     if (hands_list(layer)) hand_list(layer);
     const FlagId fork = signal(cat("fork ", layer_number()));
     BufferId y_hot;
@@ -164,13 +174,15 @@ class TwoLaneBuilder : private LaneBuilder {
 
   // The device works for the host: its input comes over, its sums go back.
   void share_from_host(const PlacedLayer& layer) {
-    hand_over(x_norm_of(kDeviceLane), x_norm_of(kHostLane), cat("fork ", layer_number()));
+    const bool has_hot = layer.place.n_hot > 0, wants_x = wants_residual(layer, kDeviceLane);
+    wait(kDeviceLane, signal(cat("fork ", layer_number())));
+    if (has_hot || hands_active(layer) || !wants_x) add(op::Copy{x_norm_of(kHostLane), x_norm_of(kDeviceLane)});
+    if (wants_x) add(op::Copy{x_of(kHostLane), residual_of(kDeviceLane)});
     FlagId list, join;
     if (hands_list(layer)) {
       hand_list(layer);
       list = signal(cat("list ", layer_number()));
     }
-    const bool has_hot = layer.place.n_hot > 0;
     if (has_hot) {
       const BufferId y_hot = own_sums("y_hot");
       compute_units(layer, y_hot, {});
@@ -296,7 +308,7 @@ class TwoLaneBuilder : private LaneBuilder {
     BufferId hidden;
     if (p.fc1) hidden = own(cat("hidden", p.fc1.view.n_rows), p.fc1.view.n_rows);
     const WeightId bias = p.planes ? weight(p.bias ? p.bias : detect_bias(side(layer, lane_))) : WeightId{};
-    predict(p, bias, {x_norm_of(lane_), hidden, out});
+    predict(p, bias, {p.reads_residual ? residual_of(lane_) : x_norm_of(lane_), hidden, out});
     return out;
   }
 

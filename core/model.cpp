@@ -1,12 +1,15 @@
 #include "core/model.h"
 
 #include <cmath>
+#include <filesystem>
 
 #include "core/error.h"
 #include "core/fingerprint.h"
 #include "core/gguf.h"
-#include "core/tokenizer_gguf.h"
+#include "core/powerinfer.h"
 #include "core/quantize.h"
+#include "core/sidecar.h"
+#include "core/tokenizer_gguf.h"
 #include "core/weights.h"
 
 namespace hotset {
@@ -49,6 +52,18 @@ std::string tokenizer_text(const TokenizerData& data) {
   return data.model == "gpt2" ? cat(data.model, " with pre-tokenizer ", data.pre) : data.model;
 }
 
+// PowerInfer's files do not say their activation because PowerInfer has no other.
+void tell_about_powerinfer(const Model& model, const LogSink& log) {
+  log_to(log, LogLevel::kInfo,
+         cat("[model] a PowerInfer file: activation ", activation_name(model.config().activation), ", ",
+             model.predictor() ? "its predictor is for --mode predict" : "without a predictor"));
+  const std::string index = gpu_index_beside(model.path());
+  std::error_code ignored;
+  if (std::filesystem::exists(index, ignored))
+    log_to(log, LogLevel::kWarning,
+           cat("[model] ", quoted(index, 200), " is not read: hotset places units by itself (`hotset place`)"));
+}
+
 }  // namespace
 
 std::shared_ptr<const Model> Model::load(const std::string& path, const ModelOptions& options) {
@@ -58,11 +73,7 @@ std::shared_ptr<const Model> Model::load(const std::string& path, const ModelOpt
 std::shared_ptr<const Model> Model::of_file(std::shared_ptr<const GgufFile> file, const ModelOptions& options) {
   auto model = std::shared_ptr<Model>(new Model());
   model->path_ = file->name();
-  model->file_ = std::move(file);
-  if (model->file_->is_powerinfer())
-    throw UnsupportedModelError(error_text("model", "magic of " + quoted(model->path_, 200), "\"GGUF\"",
-                                           "\"PWRI\" (PowerInfer)",
-                                           "convert the original checkpoint with `hotset convert`"));
+  model->file_ = plain_model_file(file);
   model->config_ = read_model_config(*model->file_, options.activation);
   model->weights_ = std::make_unique<const Weights>(read_weights(*model->file_, model->config_));
   model->tokenizer_ = Tokenizer::create(tokenizer_data_from_gguf(*model->file_));
@@ -70,11 +81,13 @@ std::shared_ptr<const Model> Model::of_file(std::shared_ptr<const GgufFile> file
     throw ModelFormatError(error_text("model", "vocabulary", cat("at most ", model->config_.n_vocab, " tokens"),
                                       cat(model->tokenizer_->n_vocab()), "convert the model again"));
   warn_about_activation(model->config_, options.log);
+  model->predictor_ = read_powerinfer_predictor(*file, model->config_);
+  if (file->is_powerinfer()) tell_about_powerinfer(*model, options.log);
   return model;
 }
 
 std::shared_ptr<const Tokenizer> Model::load_tokenizer(const std::string& path) {
-  return Tokenizer::create(tokenizer_data_from_gguf(*GgufFile::open(path)));
+  return Tokenizer::create(tokenizer_data_from_gguf(*plain_model_file(GgufFile::open(path))));
 }
 
 Model::~Model() = default;
@@ -140,7 +153,8 @@ Inspection inspect(const std::string& path) {
         cat(model->type_text(), ", activation ", activation_name(config.activation),
             config.activation_stated ? "" : " (not stated, the usual one)", ", ",
             model->weights().layers[0].ffn_down_t ? "neuron-major (ffn_down_t)" : "standard layout (ffn_down)",
-            ", context ", config.n_ctx_train, ", tokenizer ", tokenizer_text(model->tokenizer().data()));
+            ", context ", config.n_ctx_train, ", tokenizer ", tokenizer_text(model->tokenizer().data()),
+            file->is_powerinfer() ? ", a PowerInfer file" : "", model->predictor() ? " with a predictor" : "");
   } catch (const std::exception& error) {
     out.verdict = error.what();
   }

@@ -16,6 +16,7 @@
 namespace hotset {
 
 class GgufFile;
+struct SidecarPredictor;
 struct Weights;
 
 struct ModelOptions {
@@ -40,7 +41,10 @@ class Model {
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   std::shared_ptr<const Tokenizer> shared_tokenizer() const { return tokenizer_; }
   const Weights& weights() const { return *weights_; }
+  // As plain GGUF says it (core/powerinfer.h).
   const GgufFile& file() const { return *file_; }
+  // What predicts its units, where the file has that: only PowerInfer's have. nullptr without.
+  const SidecarPredictor* predictor() const { return predictor_.get(); }
   const std::string& path() const { return path_; }
 
   std::string name() const;           // `general.name`, else the file's name
@@ -60,6 +64,7 @@ class Model {
   std::shared_ptr<const GgufFile> file_;
   ModelConfig config_;
   std::unique_ptr<const Weights> weights_;
+  std::unique_ptr<const SidecarPredictor> predictor_;
   std::shared_ptr<const Tokenizer> tokenizer_;
 };
 

@@ -74,7 +74,8 @@ class OneLaneBuilder : private PlanBuilder {
     if (!predictor_) return {};
     const Predictor::Layer& p = predictor_->layers()[static_cast<size_t>(layer)];
     if (!p) return {};
-    PlanBuilder::predict(p, bias, {at_.x_norm, p.fc1 ? hidden_buffer(p.fc1.view.n_rows) : BufferId{}, margins_});
+    const BufferId in = p.reads_residual ? at_.x : at_.x_norm;
+    PlanBuilder::predict(p, bias, {in, p.fc1 ? hidden_buffer(p.fc1.view.n_rows) : BufferId{}, margins_});
     return margins_;
   }
 

@@ -10,6 +10,7 @@
 
 #include "core/bit_planes.h"
 #include "core/error.h"
+#include "core/model.h"
 #include "core/quantize.h"
 #include "core/thread_pool.h"
 
@@ -59,9 +60,13 @@ PredictorSpec predictor_of(std::shared_ptr<const Sidecar> sidecar) {
     throw Error(error_text("predictor", "sidecar " + quoted(sidecar->name(), 200), "one with a predictor",
                            "one without", "add one with `hotset train-predictor`, or use --predictor bit_planes:2"));
   const SidecarPredictor& stored = *sidecar->predictor();
-  PredictorSpec out{stored.kind, stored.n_bits, stored.thresholds};
-  out.sidecar = std::move(sidecar);
-  return out;
+  UnitsBySlot rows(sidecar, &sidecar->units_by_slot());
+  return {stored.kind, stored.n_bits, stored.thresholds, stored.layers, std::move(rows), std::move(sidecar)};
+}
+
+PredictorSpec predictor_of(std::shared_ptr<const Model> model) {
+  const SidecarPredictor& stored = *model->predictor();
+  return {stored.kind, stored.n_bits, stored.thresholds, stored.layers, {}, std::move(model)};
 }
 
 uint64_t Predictor::Layer::shared_bytes() const { return fc1 ? fc1.view.size_bytes() : 0; }
@@ -75,7 +80,7 @@ Predictor::Predictor(const Weights& weights, const PredictorSpec& spec, const Op
     : is_outline_(options.is_outline),
       order_(options.order),
       layers_(weights.layers.size()),
-      sidecar_(spec.sidecar),
+      owner_(spec.owner),
       arenas_(weights.layers.size()),
       description_(predictor_kind_name(spec.kind)) {
   const auto start = std::chrono::steady_clock::now();
@@ -89,9 +94,10 @@ Predictor::Predictor(const Weights& weights, const PredictorSpec& spec, const Op
       layer.n_bits = spec.n_bits;
       const LayerWeights& w = weights.layers[i];
       make_planes(w.ffn_gate ? w.ffn_gate : w.ffn_up, i, pool);
-    } else if (sidecar_->predictor()->layers[i].fc1) {
-      layer.has_relu = spec.kind == PredictorKind::kMlp;
-      order_factors(sidecar_->predictor()->layers[i], i);
+    } else if (spec.factors[i].fc1) {
+      layer.reads_residual = spec.kind == PredictorKind::kResidualMlp;
+      layer.has_relu = spec.kind == PredictorKind::kMlp || layer.reads_residual;
+      order_factors(spec.factors[i], spec.rows, i);
     }
     for (const NamedTensor* each :
          {&layer.planes, &layer.low, &layer.step, &layer.error, &layer.fc1, &layer.fc2, &layer.bias})
@@ -121,7 +127,8 @@ std::vector<float> Predictor::errors_by_unit(size_t layer) const {
 
 void Predictor::drop_rows(size_t layer, int64_t n_rows) {
   const NamedTensor& rows = layers_[layer].planes ? layers_[layer].planes : layers_[layer].fc2;
-  if (rows) arenas_[layer].drop(rows.view.data, static_cast<size_t>(n_rows) * rows.view.row_stride);
+  const bool is_ours = rows && rows.view.data == arenas_[layer].data();  // not in the model's file
+  if (is_ours) arenas_[layer].drop(rows.view.data, static_cast<size_t>(n_rows) * rows.view.row_stride);
 }
 
 // Memory that is never touched takes none, so an outline has it too.
@@ -161,26 +168,27 @@ void Predictor::make_planes(const NamedTensor& detect, size_t index, ThreadPool&
   layer.error = vector_of(detect.name + ".error", error, matrix.n_rows);
 }
 
-void Predictor::order_factors(const SidecarPredictor::Layer& stored, size_t index) {
+void Predictor::order_factors(const SidecarPredictor::Layer& stored, const UnitsBySlot& stored_rows, size_t index) {
   Layer& layer = layers_[index];
   const TensorView& from = stored.fc2.view;
-  const std::vector<int32_t>& stored_units = sidecar_->units_by_slot(static_cast<int64_t>(index));
-  const size_t n_units = stored_units.size();
-  std::byte* const rows = take(index, from.size_bytes() + (n_units + 1) * sizeof(float));
-  float* const bias = reinterpret_cast<float*>(rows + (from.size_bytes() + 3) / 4 * 4);
-  std::vector<size_t> row_of_unit(n_units);
+  const int32_t* const stored_units = stored_rows ? (*stored_rows)[index].data() : nullptr;
   const int32_t* const units = units_of(index);
+  const bool stays = !stored_units && !units;  // then the file's rows are read where they are
+  const size_t n_units = static_cast<size_t>(from.n_rows), rows_bytes = stays ? 0 : from.size_bytes();
+  std::byte* const rows = take(index, rows_bytes + (n_units + 1) * sizeof(float));
+  float* const bias = reinterpret_cast<float*>(rows + (rows_bytes + 3) / 4 * 4);
+  std::vector<size_t> row_of_unit(n_units);
   for (size_t row = 0; row < n_units; ++row) row_of_unit[units ? static_cast<size_t>(units[row]) : row] = row;
   for (size_t slot = 0; slot < n_units && !is_outline_; ++slot) {
-    const size_t row = row_of_unit[static_cast<size_t>(stored_units[slot])];
-    std::memcpy(rows + row * from.row_stride, from.row(static_cast<int64_t>(slot)), from.row_stride);
+    const size_t row = row_of_unit[stored_units ? static_cast<size_t>(stored_units[slot]) : slot];
+    if (!stays) std::memcpy(rows + row * from.row_stride, from.row(static_cast<int64_t>(slot)), from.row_stride);
     float value = 0;
     if (stored.bias) std::memcpy(&value, stored.bias.view.data + slot * sizeof(float), sizeof value);
     bias[row] = value + layer.z;
   }
   layer.fc1 = stored.fc1;
   layer.fc2 = stored.fc2;
-  layer.fc2.view.data = rows;
+  if (!stays) layer.fc2.view.data = rows;
   layer.bias = vector_of(stored.fc1.name + ".bias", bias, static_cast<int64_t>(n_units));
 }
 

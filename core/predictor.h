@@ -12,14 +12,20 @@
 
 namespace hotset {
 
+class Model;
 class ThreadPool;
 
-// What predicts the units of a model; parsed from "bit_planes:2", or found in a sidecar.
+// The unit of each slot, by layer; nothing or empty = slots are units.
+using UnitsBySlot = std::shared_ptr<const std::vector<std::vector<int32_t>>>;
+
+// What predicts the units of a model; parsed from "bit_planes:2", or found in a sidecar or in the model's file.
 struct PredictorSpec {
   PredictorKind kind = PredictorKind::kBitPlanes;
   int n_bits = 0;
-  std::vector<float> thresholds;             // (n_layer)
-  std::shared_ptr<const Sidecar> sidecar{};  // low rank and mlp: where the factors are
+  std::vector<float> thresholds;                    // (n_layer)
+  std::vector<SidecarPredictor::Layer> factors{};   // (n_layer) all but bit planes
+  UnitsBySlot rows{};                               // the unit of each row of the factors
+  std::shared_ptr<const void> owner{};              // of the factors' memory
 };
 
 // "bit_planes:BITS" or "bit_planes:BITS:Z". Without Z a value stands in that suits noise (see kDefaultZ in
@@ -29,11 +35,11 @@ PredictorSpec parse_predictor(const std::string& text, int64_t n_layer);
 // The predictor of a sidecar. Throws Error when it has none.
 PredictorSpec predictor_of(std::shared_ptr<const Sidecar> sidecar);
 
-// The unit of each slot, by layer; nothing or empty = slots are units.
-using UnitsBySlot = std::shared_ptr<const std::vector<std::vector<int32_t>>>;
+// The predictor in a model's file, which must have one (Model::predictor).
+PredictorSpec predictor_of(std::shared_ptr<const Model> model);
 
 // Owns what predictors read that no file holds: bit planes, coded from the detect matrices at load, and factors whose
-// rows stand in order of the sidecar's slots, put in the order that is asked for.
+// rows stand in an order of their own, put in the one that is asked for.
 class Predictor {
  public:
   // A layer has planes, or factors, or neither: then it runs exactly.
@@ -43,6 +49,7 @@ class Predictor {
     NamedTensor planes, low, step, error;  // operands of op::Predict
     NamedTensor fc1, fc2, bias;            // margins = fc2 act(fc1 x) + bias, the threshold added to the bias
     bool has_relu = false;                 // act(x) = max(x, 0), else x
+    bool reads_residual = false;           // x is that before the FFN's norm, else after it
 
     explicit operator bool() const { return planes || fc1; }
     int64_t n_units() const { return planes ? planes.view.n_rows : fc2 ? fc2.view.n_rows : 0; }
@@ -56,7 +63,7 @@ class Predictor {
     LogSink log{};
   };
 
-  // `weights` are the model's and, as the sidecar, outlive this. Throws OutOfMemoryError.
+  // `weights` are the model's and outlive this. Throws OutOfMemoryError.
   Predictor(const Weights& weights, const PredictorSpec& spec, const Options& options);
 
   const std::vector<Layer>& layers() const { return layers_; }
@@ -73,14 +80,14 @@ class Predictor {
   // The unit of each slot of a layer; null where slots are units.
   const int32_t* units_of(size_t layer) const;
   void make_planes(const NamedTensor& detect, size_t index, ThreadPool& pool);
-  void order_factors(const SidecarPredictor::Layer& stored, size_t index);
+  void order_factors(const SidecarPredictor::Layer& stored, const UnitsBySlot& rows, size_t index);
   std::byte* take(size_t layer, size_t n_bytes);
 
   const bool is_outline_;
   const UnitsBySlot order_;
   std::vector<Layer> layers_;
-  std::shared_ptr<const Sidecar> sidecar_;
-  std::vector<Arena> arenas_;  // (n_layer)
+  const std::shared_ptr<const void> owner_;  // of factors that were not copied
+  std::vector<Arena> arenas_;                // (n_layer)
   uint64_t n_bytes_ = 0;
   uint64_t token_bytes_ = 0;
   std::string description_;

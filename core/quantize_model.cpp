@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "core/gguf_writer.h"
 #include "core/half.h"
+#include "core/powerinfer.h"
 #include "core/quantize.h"
 #include "core/quantize_mixture.h"
 #include "core/thread_pool.h"
@@ -67,8 +68,6 @@ void check_options(const QuantizeOptions& options) {
 
 void check_input(const GgufFile& file) {
   const std::string what = "file " + quoted(file.name(), 200);
-  if (file.is_powerinfer())
-    throw UnsupportedModelError(error_text(kWhere, what, "a GGUF file", "a PowerInfer file", "convert it first"));
   if (file.tensors().empty())
     throw ModelFormatError(error_text(kWhere, what, "tensors", "none", "use a file with weights"));
 }
@@ -370,8 +369,12 @@ void warn_if_quantized(const GgufFile& file, const QuantizeOptions& options) {
 
 QuantizeResult quantize_model(const std::string& input, const std::string& output, const QuantizeOptions& options) {
   check_options(options);
-  const auto file = GgufFile::open(input);
-  check_output(file->shard_names(), output);
+  const auto opened = GgufFile::open(input);
+  const auto file = plain_model_file(opened);
+  check_output(opened->shard_names(), output);
+  if (file->tensors().size() < opened->tensors().size())
+    log_to(options.log, LogLevel::kInfo,
+           "[quantize] the predictor of the PowerInfer file is left out; `hotset convert` keeps it in a sidecar");
   check_input(*file);
   warn_if_quantized(*file, options);
   const std::vector<TensorJob> jobs = JobPlanner(*file, options).plan();

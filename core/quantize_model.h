@@ -41,7 +41,7 @@ struct QuantizeResult {
 // existing one is replaced at the end. The result does not depend on the number of threads. Memory: about 12 MB per
 // thread (more only where a column of a matrix has over a million elements) and the mapped pages of one tensor.
 // Throws std::invalid_argument (options), Error (files), ModelFormatError (the input's bytes, values that are not
-// finite or do not fit the type), UnsupportedModelError (PowerInfer files, split files, types that cannot be decoded),
+// finite or do not fit the type), UnsupportedModelError (split files, types that cannot be decoded),
 // CancelledError.
 QuantizeResult quantize_model(const std::string& input, const std::string& output, const QuantizeOptions& options);
 

@@ -13,8 +13,8 @@
 namespace hotset {
 namespace {
 
-constexpr int64_t kVersion = 1;
 constexpr int64_t kMaxRank = 1 << 16;
+constexpr const char* kKindNames[] = {"bit_planes", "low_rank", "mlp", "residual_mlp"};  // as PredictorKind
 
 }  // namespace
 
@@ -76,8 +76,8 @@ class SidecarReader {
     if (kind != "hotset-sidecar")
       fail("key \"general.architecture\"", "\"hotset-sidecar\"", quoted(kind), "name the sidecar, not a model");
     const int64_t version = required("hotset.version", file_.get_int("hotset.version"), "an integer");
-    if (version != kVersion)
-      fail("key \"hotset.version\"", cat(kVersion), cat(version), "make the sidecar with this version of hotset");
+    if (version != Sidecar::kVersion)
+      fail("key \"hotset.version\"", cat(Sidecar::kVersion), cat(version), "make the sidecar with this version of hotset");
     const std::string stated = text("hotset.model_fingerprint");
     if (stated != fingerprint)
       fail("fingerprint of its model", quoted(fingerprint), quoted(stated),
@@ -106,7 +106,7 @@ class SidecarReader {
     NamedTensor out = tensor(name, shape_of(n_in, n_out));
     if (!out) fail("tensor " + quoted(name), shape_text(shape_of(n_in, n_out)), "nothing");
     if (!dtype_has_kernels(out.view.dtype))
-      fail("type of tensor " + quoted(name), "F32, F16, Q8_0 or Q4_0", dtype_name(out.view.dtype));
+      fail("type of tensor " + quoted(name), dtypes_with_kernels(), dtype_name(out.view.dtype));
     return out;
   }
 
@@ -128,10 +128,8 @@ class SidecarReader {
 
   void read_predictor(SidecarPredictor& out) const {
     const std::string kind = text("hotset.predictor.kind");
-    one_of("hotset.predictor.kind", kind, {"bit_planes", "low_rank", "mlp"});
-    out.kind = kind == "bit_planes" ? PredictorKind::kBitPlanes
-               : kind == "mlp"      ? PredictorKind::kMlp
-                                    : PredictorKind::kLowRank;
+    one_of("hotset.predictor.kind", kind, {std::begin(kKindNames), std::end(kKindNames)});
+    out.kind = static_cast<PredictorKind>(std::find(std::begin(kKindNames), std::end(kKindNames), kind) - kKindNames);
     const std::string key = "hotset.predictor.thresholds";
     out.thresholds = per_layer(key, file_.get_float_array(key));
     for (const float threshold : out.thresholds)
@@ -182,8 +180,7 @@ class SidecarReader {
 };
 
 const char* predictor_kind_name(PredictorKind kind) {
-  constexpr const char* kNames[] = {"bit_planes", "low_rank", "mlp"};
-  return kNames[static_cast<size_t>(kind)];
+  return kKindNames[static_cast<size_t>(kind)];
 }
 
 std::shared_ptr<const Sidecar> Sidecar::read(std::shared_ptr<const GgufFile> file, const ModelConfig& config,

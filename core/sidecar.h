@@ -14,10 +14,10 @@ namespace hotset {
 class GgufFile;
 struct ModelConfig;
 
-// How units are predicted: bit planes of the detect matrix, made at load; a low-rank factor of it, fc2 (fc1 x); or a
-// trained network, fc2 max(fc1 x, 0).
-enum class PredictorKind { kBitPlanes, kLowRank, kMlp };
-const char* predictor_kind_name(PredictorKind kind);  // "bit_planes", "low_rank", "mlp"
+// How units are predicted: bit planes of the detect matrix, made at load; a low-rank factor of it, fc2 (fc1 x); a
+// trained network, fc2 max(fc1 x, 0); or such a network whose x is the residual before the FFN's norm, as PowerInfer's.
+enum class PredictorKind { kBitPlanes, kLowRank, kMlp, kResidualMlp };
+const char* predictor_kind_name(PredictorKind kind);  // "bit_planes", "low_rank", "mlp", "residual_mlp"
 
 // How good a predictor was when it was calibrated; what was not measured is absent.
 struct PredictorQuality {
@@ -37,7 +37,7 @@ struct SidecarPredictor {
   PredictorKind kind = PredictorKind::kBitPlanes;
   int n_bits = 0;                 // kBitPlanes: 1 to kMaxPlaneBits
   std::vector<float> thresholds;  // (n_layer) added to margins; with bit planes in deviations of their error. No NaN
-  std::vector<Layer> layers;      // (n_layer) low rank and mlp
+  std::vector<Layer> layers;      // (n_layer) all but bit planes
   PredictorQuality quality;
 };
 
@@ -56,6 +56,8 @@ struct SidecarPlacement {
 // A parsed sidecar; views point into its mapping. Immutable, may be shared by threads.
 class Sidecar {
  public:
+  static constexpr uint32_t kVersion = 1;  // of the format
+
   // Reads the sidecar of a model with this configuration and fingerprint. Throws Error (cannot be opened),
   // ModelFormatError (not a sidecar, damaged, of another model). Unknown keys and tensors are ignored.
   static std::shared_ptr<const Sidecar> load(const std::string& path, const ModelConfig& config,
@@ -72,6 +74,8 @@ class Sidecar {
   const std::string& name() const;  // of the file
   // Units of a layer, the one that fires most often first; empty where the file does not say.
   const std::vector<int32_t>& units_by_slot(int64_t layer) const { return units_[static_cast<size_t>(layer)]; }
+  // The same of all layers.
+  const std::vector<std::vector<int32_t>>& units_by_slot() const { return units_; }
   // (n_ff) F32: how often the unit of each slot fires, descending; no data where the file does not say.
   const NamedTensor& frequencies(int64_t layer) const { return frequencies_[static_cast<size_t>(layer)]; }
   const std::optional<SidecarPredictor>& predictor() const { return predictor_; }

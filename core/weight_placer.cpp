@@ -134,7 +134,7 @@ class WeightPlacer::Layout {
   void predict(PlacedLayer& out, const LayerWeights& w, const Predictor::Layer& p) {
     const int64_t n_device = out.place.predictor_on_device() ? out.n_units : out.place.n_hot;
     Predictor::Layer none;
-    none.n_bits = p.n_bits, none.z = p.z, none.has_relu = p.has_relu;
+    none.n_bits = p.n_bits, none.z = p.z, none.has_relu = p.has_relu, none.reads_residual = p.reads_residual;
     out.device_predictor = out.host_predictor = none;
     if (n_device > 0) whole(out.device_predictor.fc1, p.fc1, true);
     if (n_device < out.n_units) whole(out.host_predictor.fc1, p.fc1, false);

@@ -7,6 +7,7 @@
 #include <optional>
 #include <tuple>
 
+#include "core/powerinfer_convert.h"
 #include "core/quantize.h"
 #include "python/bindings.h"
 
@@ -59,6 +60,13 @@ nb::bytes quantize(const MatrixIn& values, const std::string& type) {
   return nb::bytes(out.data(), out.size());
 }
 
+std::tuple<uint64_t, uint64_t, uint64_t, std::string> convert(const std::string& input, const std::string& output) {
+  Interrupt interrupt;
+  const PowerInferConversion done =
+      compute_without_gil(interrupt, [&] { return convert_powerinfer(input, output, interrupt.stop_check()); });
+  return {done.n_tensors, done.n_params, done.n_bytes, done.sidecar};
+}
+
 }  // namespace
 
 void bind_tensors(nb::module_& module) {
@@ -66,6 +74,8 @@ void bind_tensors(nb::module_& module) {
              "A tensor of the model's file as float32 (n_rows, n_cols), a vector as one row.");
   module.def("tensor_info", &tensor_info, nb::arg("engine"), nb::arg("name"),
              "Rows, columns and bytes of a tensor of the model's file; None without one.");
+  module.def("convert_powerinfer", &convert, nb::arg("input"), nb::arg("output"),
+             "Writes a PowerInfer file as GGUF and sidecar: tensors, parameters, bytes, path of the sidecar or \"\".");
   module.def("quantize", &quantize, nb::arg("values"), nb::arg("type"), "Rows of a matrix in a stored type.");
 }
 

@@ -125,6 +125,11 @@ def tensor_info(engine: Engine, name: str) -> tuple[int, int, int] | None:
     Rows, columns and bytes of a tensor of the model's file; None without one.
     """
 
+def convert_powerinfer(input: str, output: str) -> tuple[int, int, int, str]:
+    """
+    Writes a PowerInfer file as GGUF and sidecar: tensors, parameters, bytes, path of the sidecar or "".
+    """
+
 def quantize(values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], type: str) -> bytes:
     """Rows of a matrix in a stored type."""
 

@@ -20,7 +20,7 @@ BINARY = Path(__file__).parent / "bin" / "hotset"
 # Subcommands of this half: name -> what it does. They are modules with add_arguments(parser) and main(args).
 PYTHON_COMMANDS = {
     "chat": "a conversation with a model, in its own template",
-    "convert": "Hugging Face checkpoint to GGUF",
+    "convert": "Hugging Face checkpoint or PowerInfer file to GGUF",
     "place": "which parts of a model live on the GPU, from statistics and machine rates",
     "profile": "activation statistics of a model over texts",
     "report": "statistics to plots and one HTML page",

@@ -126,7 +126,7 @@ inline std::string floats(std::mt19937_64& random, int64_t n, float size) {
   return out;
 }
 
-// A sidecar with an order of units and, of a kind "low_rank" or "mlp", random factors of rank 32; the last of several
+// A sidecar with an order of units and, of a kind other than bit planes, random factors of rank 32; the last of several
 // layers has none.
 inline std::string predictor_file(std::mt19937_64& random, const Model& model,
                                   const std::vector<std::vector<int32_t>>& order, const std::string& kind) {

@@ -25,8 +25,9 @@ void choose_predictor(std::mt19937_64& random, const Model& model, const TinySpe
     options.predictor = planes[kind];
     return;
   }
+  const char* const factors[] = {"low_rank", "mlp", "residual_mlp", "residual_mlp"};
   file = std::make_unique<TempFile>(
-      predictor_file(random, model, random_unit_order(random, spec), kind % 2 ? "mlp" : "low_rank"));
+      predictor_file(random, model, random_unit_order(random, spec), factors[kind - std::size(planes)]));
   options.sidecar = file->path();
 }
 

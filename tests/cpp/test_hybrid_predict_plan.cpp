@@ -117,9 +117,12 @@ void for_all_plans(bool exact, F check) {
   spec.n_layer = 3;
   const auto order = std::make_shared<const Order>(random_unit_order(random, spec));
   const auto model = load_tiny(spec);
-  const TempFile file(predictor_file(random, *model, *order, "mlp"));
-  const auto sidecar = Sidecar::load(file.path(), model->config(), model->fingerprint());
-  for (const PredictorSpec& predicted : {parse_predictor("bit_planes:1:0", 3), predictor_of(sidecar)})
+  const auto factors = [&](const char* kind) {
+    const TempFile file(predictor_file(random, *model, *order, kind));
+    return predictor_of(Sidecar::load(file.path(), model->config(), model->fingerprint()));
+  };
+  for (const PredictorSpec& predicted :
+       {parse_predictor("bit_planes:1:0", 3), factors("mlp"), factors("residual_mlp")})
     for (const LayerPlacement& layer : choices_of(spec.n_ff, exact)) {
       INFO(cat(predictor_kind_name(predicted.kind), exact ? ", exact: " : ", observed: ", layer.n_hot, " hot, detect ",
                place_name(layer.detect), layer.device_predicts ? ", device predicts" : "", ", attention ",

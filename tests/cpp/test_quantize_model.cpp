@@ -134,10 +134,8 @@ TEST_CASE("quantize_model: what cannot be one model is refused") {
     CHECK_THROWS_AS(quantize_model(in.path(), out.path(), options_of("q8_0")), Error);
   };
   GgufWriter writer = tiny_writer({});
-  std::string bytes = writer.bytes();
+  const std::string bytes = writer.bytes();
   check_refused(bytes.substr(0, bytes.size() - 1));
-  bytes.replace(0, 4, "PWRI");
-  check_refused(bytes);
   writer.set("split.count", GgufType::kU16, ByteWriter().put<uint16_t>(2).bytes());
   check_refused(writer.bytes());
   check_refused(GgufWriter().bytes());  // no tensors

@@ -9,6 +9,8 @@
 #include "core/error.h"
 #include "core/gguf.h"
 #include "core/model_config.h"
+#include "core/powerinfer.h"
+#include "core/sidecar.h"
 #include "core/tokenizer_gguf.h"
 #include "core/weights.h"
 
@@ -55,18 +57,26 @@ void check_tensors(const GgufFile& file, const std::byte* data, size_t size) {
   }
 }
 
-void read_model(const GgufFile& file) {
+// To the last byte of a tensor's data.
+void read_end(const NamedTensor& tensor) {
+  if (!tensor) return;
+  volatile std::byte last = tensor.view.data[tensor.view.size_bytes() - 1];
+  (void)last;
+}
+
+// `opened` is the file as it is, `file` as a plain GGUF file says it.
+void read_model(const GgufFile& file, const GgufFile& opened) {
   ModelConfig config = read_model_config(file, "");
   require(config.n_head % config.n_head_kv == 0 && config.n_rot <= config.head_dim);
   const Weights weights = read_weights(file, config);
   require(weights.layers.size() == static_cast<size_t>(config.n_layer));
   for (const LayerWeights& layer : weights.layers)
     for (const NamedTensor* tensor : {&layer.attn_norm_b, &layer.attn_q_b, &layer.ffn_gate, &layer.ffn_up_b,
-                                      &layer.ffn_down, &layer.ffn_down_t, &layer.ffn_down_b, &weights.position_embd}) {
-      if (!*tensor) continue;
-      volatile std::byte last = tensor->view.data[tensor->view.size_bytes() - 1];
-      (void)last;
-    }
+                                      &layer.ffn_down, &layer.ffn_down_t, &layer.ffn_down_b, &weights.position_embd})
+      read_end(*tensor);
+  const auto predictor = read_powerinfer_predictor(opened, config);
+  if (!predictor) return;
+  for (const SidecarPredictor::Layer& layer : predictor->layers) read_end(layer.fc1), read_end(layer.fc2);
 }
 
 void read_vocabulary(const GgufFile& file) {
@@ -86,7 +96,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   if (!file) return 0;
   look_up_everything(*file);
   check_tensors(*file, copy.get(), size);
-  stage([&] { read_model(*file); });
-  stage([&] { read_vocabulary(*file); });
+  std::shared_ptr<const GgufFile> plain;
+  stage([&] { plain = plain_model_file(file); });
+  if (!plain) return 0;
+  look_up_everything(*plain);
+  check_tensors(*plain, copy.get(), size);
+  stage([&] { read_model(*plain, *file); });
+  stage([&] { read_vocabulary(*plain); });
   return 0;
 }

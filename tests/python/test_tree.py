@@ -13,7 +13,7 @@ GENERATED = {"core/unicode_tables.cpp"}  # by tools/gen_unicode_tables.py
 PUBLIC = {
     "core/calibration.h", "core/engine.h", "core/engine_plan.h", "core/error.h", "core/judgement.h",
     "core/machine_rates.h",
-    "core/placement.h", "core/profile.h", "core/quantize.h",
+    "core/placement.h", "core/powerinfer_convert.h", "core/profile.h", "core/quantize.h",
 }  # fmt: skip
 
 # docs/ARCHITECTURE.md, "Layers". A file belongs to the layer of its stem; the longest prefix counts.
@@ -23,7 +23,7 @@ LAYERS = [
     ["arena", "atomic_file", "mmap_file", "gguf", "topology", "machine_rates"],
     ["op", "device", "devices", "fetched_weights", "handoff", "lint", "plan", "thread_pool"],
     ["architecture", "model_config", "weights", "rope", "tokenizer", "pre_tokenizer", "split", "sampler",
-     "kv_cache", "model", "fingerprint", "sidecar"],
+     "kv_cache", "model", "fingerprint", "powerinfer", "sidecar"],
     ["plan_builder", "lane_builder", "planner", "hybrid_planner", "placed_weights", "executor", "relayout",
      "placement", "predictor", "memory_plan", "prefix_cache", "sequence_file", "simulate", "streamed_units",
      "stream_choice", "weight_placer", "adaptation", "unit_exchange"],

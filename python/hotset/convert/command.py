@@ -1,4 +1,4 @@
-"""The command `hotset convert DIR_OR_REPO -o OUT.gguf`: arguments and messages only."""
+"""The command `hotset convert SOURCE -o OUT.gguf`: arguments and messages only."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def _metadata(text: str) -> tuple[str, str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `hotset convert`."""
-    parser.add_argument("source", metavar="DIR_OR_REPO",
-                        help="folder of a Hugging Face checkpoint (LLaMA, Mistral, Arcee, Nemotron or OPT), or a hub "
-                             "repository owner/name")  # fmt: skip
+    parser.add_argument("source", metavar="SOURCE",
+                        help="folder of a Hugging Face checkpoint, a hub repository owner/name, or a PowerInfer file, "
+                             "whose predictor then goes into OUT.hotset.gguf")  # fmt: skip
     parser.add_argument("-o", "--output", metavar="OUT.gguf", required=True, help="file to write")
-    parser.add_argument("--type", dest="dtype", choices=kDtypes, default="q8_0", type=str.lower,
-                        help="type of the matrices (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--layout", choices=kLayouts, default="neuron",
+    parser.add_argument("--type", dest="dtype", choices=kDtypes, type=str.lower,
+                        help="type of the matrices (default: q8_0; a PowerInfer file keeps its own)")  # fmt: skip
+    parser.add_argument("--layout", choices=kLayouts,
                         help="neuron: down projection transposed, one row per unit; gguf: the standard layout "
-                             "(default: %(default)s)")  # fmt: skip
+                             "(default: neuron)")  # fmt: skip
     parser.add_argument("--metadata", metavar="general.NAME=TEXT", action="append", type=_metadata, default=[],
                         help="one more text key of the file, for example general.license=MIT; repeatable")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace OUT.gguf where it exists")

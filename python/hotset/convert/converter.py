@@ -16,7 +16,7 @@ from .config import CheckpointConfig, read_config
 from .gguf_file import GgufFile, atomic_path, encode, import_gguf, kFileTypes, stored_type
 from .json_file import read_object
 from .safetensors import Checkpoint
-from .source import checkpoint_folder
+from .source import checkpoint_folder, is_powerinfer
 from .tensors import TensorPlan, arrange, plan_tensors
 from .vocabulary import Vocabulary, read_vocabulary
 
@@ -30,7 +30,7 @@ class ConvertReport:
     """What `convert` did."""
 
     out: Path
-    dtype: str
+    dtype: str  # "" = those of the PowerInfer file
     layout: str
     n_tensors: int = 0
     n_params: int = 0
@@ -42,31 +42,41 @@ class ConvertReport:
 
 
 def convert(
-    source: str | Path, out: str | Path, *, dtype: str = "q8_0", layout: str = "neuron",
+    source: str | Path, out: str | Path, *, dtype: str | None = None, layout: str | None = None,
     log: Callable[[str], None] | None = None, force: bool = False, metadata: Mapping[str, str] | None = None,
 ) -> ConvertReport:  # fmt: skip
-    """Converts a Hugging Face checkpoint (safetensors) of a family in `families.py` to GGUF.
+    """Converts a Hugging Face checkpoint (safetensors) of a family in `families.py`, or a PowerInfer file, to GGUF.
 
     Matrices get `dtype`, vectors and learned positions float32; the embedding and the output head are treated as every
     other matrix. The file appears under its name only when it is complete; on any failure nothing is left. Same input,
     same bytes. Memory: one tensor at a time.
 
+    A PowerInfer file keeps its types and its layout; its predictor goes into the sidecar beside `out`.
+
     Args:
-        source: a checkpoint folder, or a repository `owner/name` of the Hugging Face hub, which is downloaded.
+        source: a checkpoint folder, a PowerInfer file, or a repository `owner/name` of the Hugging Face hub, which is
+            downloaded.
         out: the GGUF file to write.
-        dtype: "f32", "f16", "bf16", "q8_0" or "q4_0".
-        layout: "neuron" stores the down projection transposed, `ffn_down_t` (n_ff rows of n_embd), so that a unit is
-            one row; "gguf" stores the standard `ffn_down`.
+        dtype: "f32", "f16", "bf16", "q8_0" (also None) or "q4_0".
+        layout: "neuron" (also None) stores the down projection transposed, `ffn_down_t` (n_ff rows of n_embd), so that
+            a unit is one row; "gguf" stores the standard `ffn_down`.
         log: takes progress lines, without newline.
         force: replaces an existing file.
         metadata: more keys of the file, all of `general.*`; `general.name` is the folder's name unless given here.
 
     Raises:
-        ValueError: `dtype`, `layout` or `metadata` is none of the above.
+        ValueError: `dtype`, `layout` or `metadata` is none of the above, or given with a PowerInfer file.
         ModelFormatError: the checkpoint is damaged or incomplete.
         UnsupportedModelError: the checkpoint is of a kind that hotset does not run.
         Error: the output exists or cannot be written, the hub fails, or the package `gguf` is missing.
     """
+    if is_powerinfer(source):
+        if dtype is not None or layout is not None or metadata:
+            what = "none for a PowerInfer file, which keeps its own"
+            raise ValueError(error_text("convert", "type, layout and metadata", what, "some",
+                                        "convert it without, then use `hotset quantize`"))  # fmt: skip
+        return _convert_powerinfer(Path(source), Path(out), force, log)
+    dtype, layout = "q8_0" if dtype is None else dtype, "neuron" if layout is None else layout
     _check_arguments(dtype, layout, metadata or {})
     import_gguf()
     target = _check_target(Path(out), force)
@@ -93,6 +103,19 @@ def convert(
             raise Error(error_text("convert", f"output {target.name}", "a file that can be written", reason,
                                    "check the folder and its free space")) from error  # fmt: skip
     return report
+
+
+def _convert_powerinfer(source: Path, target: Path, force: bool, log: Callable[[str], None] | None) -> ConvertReport:
+    from .. import _core  # only here: converting checkpoints needs no native module
+    from ..offline.sidecar import path_beside
+
+    for path in (target, path_beside(target)):
+        _check_target(path, force)
+    n_tensors, n_params, n_bytes, sidecar = _core.convert_powerinfer(os.fspath(source), os.fspath(target))
+    note = f"its predictor is in {sidecar}, for --mode predict" if sidecar else "it has no predictor"
+    if log:
+        log(f"note: {note}")
+    return ConvertReport(target, "", "neuron", n_tensors, n_params, n_bytes, notes=[note])
 
 
 def _check_arguments(dtype: str, layout: str, metadata: Mapping[str, str]) -> None:

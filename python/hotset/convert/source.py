@@ -12,6 +12,14 @@ kWanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"
 kUnwanted = ["*/*", "consolidated*.safetensors"]
 
 
+def is_powerinfer(source: str | Path) -> bool:
+    """Whether this is a file with PowerInfer's magic."""
+    if not Path(source).is_file():
+        return False
+    with open(source, "rb") as file:
+        return file.read(4) == b"PWRI"
+
+
 def checkpoint_folder(source: str | Path) -> tuple[Path, str]:
     """Returns (folder, name of the model) for a folder or a hub repository `owner/name` (also `hf:owner/name`).
 
@@ -23,8 +31,8 @@ def checkpoint_folder(source: str | Path) -> tuple[Path, str]:
     if path.is_dir():
         return path, path.resolve().name
     if path.exists():
-        raise ModelFormatError(error_text("convert", "source", "a checkpoint folder", f"the file {path.name!r}",
-                                          "name the folder that holds config.json"))  # fmt: skip
+        expected, got = "a checkpoint folder or a PowerInfer file", f"the file {path.name!r}"
+        raise ModelFormatError(error_text("convert", "source", expected, got, "name the folder that holds config.json"))
     repo = str(source).removeprefix("hf:")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
         raise Error(error_text("convert", "source", "a folder or a hub repository owner/name", repr(str(source)),
