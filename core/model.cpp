@@ -126,6 +126,7 @@ std::vector<std::pair<std::string, std::string>> Model::chat_templates() const {
 }
 
 std::string Model::fingerprint() const { return hotset::fingerprint(*file_, config_); }
+void Model::drop_pages() const { file_->drop_all_pages(); }
 
 Inspection inspect(const std::string& path) {
   const auto file = GgufFile::open(path);

@@ -58,6 +58,9 @@ class Model {
   // 32 hexadecimal digits, the same for every type and layout of one model; see core/fingerprint.h. Reads all vectors.
   std::string fingerprint() const;
 
+  // Takes weights out of this process's memory where they are mapped from a file; they are read again when touched.
+  void drop_pages() const;
+
  private:
   Model() = default;
   std::string path_;

@@ -4,7 +4,6 @@
 #include <optional>
 
 #include "core/engine_plan.h"
-#include "core/gguf.h"
 #include "tools/common.h"
 #include "tools/json.h"
 #include "tools/machine.h"
@@ -271,7 +270,7 @@ int cmd_plan(const Words& words) {
   if (!report.sidecar.empty()) request.frequencies = sidecar_frequencies(report.sidecar, *model);
   report.plan = plan_engine(model, options, request);
   // The program, its libraries and the vocabulary, as they are in this process; weights are counted already.
-  model->file().drop_all_pages();
+  model->drop_pages();
   report.plan.memory.add("process", "cpu", resident_memory_bytes());
   report.plan.notes.insert(report.plan.notes.begin(), notes.begin(), notes.end());
   if (flags.dumps) {
