@@ -109,7 +109,7 @@ class GgufFile {
 
   // Takes a tensor's data out of this process's memory where it is mapped from a file; it is read again when touched.
   void drop_pages(const TensorView& view) const;
-  void drop_all_pages() const;          // of all tensors
+  void drop_all_pages() const;      // of all tensors
   void prefer_large_pages() const;  // see MmapFile; nothing for what is no mapped file
 
  private:
@@ -117,6 +117,7 @@ class GgufFile {
   friend class PlainFileMaker;
   GgufFile() = default;
   static std::shared_ptr<GgufFile> map_one(const std::string& path);
+  void index_keys();
   void index_tensors();  // throws ModelFormatError for a name twice
 
   std::shared_ptr<const MmapFile> mapping_;              // when open() made one

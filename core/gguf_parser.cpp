@@ -237,6 +237,11 @@ class GgufParser {
   GgufFile* file_ = nullptr;
 };
 
+void GgufFile::index_keys() {
+  key_index_.clear();
+  for (size_t i = 0; i < metadata_.size(); ++i) key_index_.emplace(metadata_[i].first, i);
+}
+
 void GgufFile::index_tensors() {
   tensor_index_.clear();
   for (size_t i = 0; i < tensors_.size(); ++i)

@@ -102,7 +102,7 @@ std::shared_ptr<const GgufFile> GgufFile::join(const std::vector<std::shared_ptr
   out->alignment_ = first.alignment_;
   out->powerinfer_ = first.powerinfer_;
   out->metadata_ = first.metadata_;
-  for (size_t i = 0; i < out->metadata_.size(); ++i) out->key_index_.emplace(out->metadata_[i].first, i);
+  out->index_keys();
   for (size_t i = 0; i < shards.size(); ++i) {
     const GgufFile& shard = *shards[i];
     check_belongs(first, shard, static_cast<int64_t>(i));

@@ -126,8 +126,8 @@ class PlainFileMaker {
   }
 
   void index() {
-    out_->key_index_.clear(), out_->tensor_index_.clear();
-    for (size_t i = 0; i < out_->metadata_.size(); ++i) out_->key_index_.emplace(out_->metadata_[i].first, i);
+    out_->index_keys();
+    out_->tensor_index_.clear();
     for (size_t i = 0; i < out_->tensors_.size(); ++i)
       if (!out_->tensor_index_.emplace(out_->tensors_[i].name, i).second)
         throw ModelFormatError(error_text(where(from_), "tensor " + quoted(out_->tensors_[i].name),

@@ -18,14 +18,16 @@ namespace {
 constexpr char kWhere[] = "convert";
 constexpr size_t kPieceBytes = size_t{4} << 20;
 
-void check_paths(const std::string& input, const std::string& output) {
-  if (!GgufFile::open(input)->is_powerinfer())
+std::shared_ptr<const GgufFile> open_input(const std::string& input, const std::string& output) {
+  auto file = GgufFile::open(input);
+  if (!file->is_powerinfer())
     throw std::invalid_argument(error_text(kWhere, "file " + quoted(input, 200), "a PowerInfer file (magic PWRI)",
                                            "a GGUF file", "use it as it is, or `hotset quantize`"));
   std::error_code ignored;
   if (std::filesystem::equivalent(input, output, ignored))
     throw std::invalid_argument(
         error_text(kWhere, "output", "another file than the input", quoted(output, 200), "choose another name"));
+  return file;
 }
 
 class PieceWriter {
@@ -95,8 +97,7 @@ void write_sidecar(GgufWriter& writer, const Model& model, const std::function<b
 
 PowerInferConversion convert_powerinfer(const std::string& input, const std::string& output,
                                         const std::function<bool()>& stop) {
-  check_paths(input, output);
-  const auto model = Model::load(input);
+  const auto model = Model::of_file(open_input(input, output));
   GgufWriter writer(output);
   write_model(writer, *model, stop);
   PowerInferConversion out;

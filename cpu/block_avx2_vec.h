@@ -9,7 +9,6 @@
 namespace hotset::cpu {
 namespace {
 
-
 inline __m256i load_halves(const void* low, const void* high) {
   return _mm256_inserti128_si256(_mm256_castsi128_si256(load128(low)), load128(high), 1);
 }

@@ -221,15 +221,11 @@ class Chat:
     def _save(self, name: str) -> None:
         if not name:
             raise Error(error_text("chat", "/save", "a file name", "none", "write /save FILE"))
+        from .offline.npz import whole_file
+
         path = Path(name).expanduser()
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            part.write_text(json.dumps(self.messages, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-            os.replace(part, path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise Error(error_text("chat", f"file {name!r}", "one that can be written", error.strerror,
-                                   "choose another name")) from None  # fmt: skip
+        with whole_file(path) as file:
+            file.write((json.dumps(self.messages, ensure_ascii=False, indent=1) + "\n").encode())
         _note(f"{len(self.messages)} messages in {path}")
 
 

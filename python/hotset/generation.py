@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -38,6 +39,19 @@ class GenerateOptions(TypedDict, total=False):
     context_shift: bool
     reuse: bool
     logits_processor: LogitsProcessor | None
+
+
+class TemplateOptions(TypedDict, total=False):
+    """Keywords of `Model.chat_tokens`; `Model.chat` explains them."""
+
+    tools: Sequence[Mapping[str, Any]] | None
+    documents: Sequence[Mapping[str, Any]] | None
+    chat_template: str | os.PathLike[str] | None
+    template_options: Mapping[str, Any] | None
+
+
+class ChatOptions(GenerateOptions, TemplateOptions, total=False):
+    """Keywords of `Model.chat`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from .chat_prompt import ControlTexts
     from .chat_template import ChatTemplate, Message
-    from .generation import GenerateOptions, LogitsProcessor
+    from .generation import ChatOptions, GenerateOptions, LogitsProcessor, TemplateOptions
 
 DEFAULT_MODEL = Path(__file__).parent / "data" / "demo-relu-q8_0.gguf"
 
@@ -307,27 +307,11 @@ class Model:
 
     @overload
     def chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        documents: Sequence[Mapping[str, Any]] | None = None,
-        chat_template: str | os.PathLike[str] | None = None,
-        template_options: Mapping[str, Any] | None = None,
-        stream: Literal[False] = False,
-        **options: Unpack[GenerateOptions],
+        self, messages: Sequence[Message], *, stream: Literal[False] = False, **options: Unpack[ChatOptions]
     ) -> Completion: ...
     @overload
     def chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        documents: Sequence[Mapping[str, Any]] | None = None,
-        chat_template: str | os.PathLike[str] | None = None,
-        template_options: Mapping[str, Any] | None = None,
-        stream: Literal[True],
-        **options: Unpack[GenerateOptions],
+        self, messages: Sequence[Message], *, stream: Literal[True], **options: Unpack[ChatOptions]
     ) -> TokenStream: ...
     def chat(
         self,
@@ -360,23 +344,22 @@ class Model:
             ValueError: an argument is out of range, or the model is closed.
         """
         reject_unknown("chat", options, [name for name in keywords(Model.generate) if name != "stream"])
-        ids, stops = self._chat_prompt(messages, tools, documents, chat_template, template_options)
+        ids, stops = self._chat_prompt(
+            messages,
+            tools=tools,
+            documents=documents,
+            chat_template=chat_template,
+            template_options=template_options,
+        )
         if stops:
             options["stop"] = [*stop_texts(options.get("stop", ())), *stops]
         checked_bool("stream", stream)
         return self.generate(ids, stream=True, **options) if stream else self.generate(ids, **options)
 
-    def chat_tokens(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        documents: Sequence[Mapping[str, Any]] | None = None,
-        chat_template: str | os.PathLike[str] | None = None,
-        template_options: Mapping[str, Any] | None = None,
-    ) -> list[int]:
+    def chat_tokens(self, messages: Sequence[Message], **options: Unpack[TemplateOptions]) -> list[int]:
         """Returns the prompt that `chat` gives to the model, for `generate`, `agenerate` and `Session`."""
-        return self._chat_prompt(messages, tools, documents, chat_template, template_options)[0]
+        reject_unknown("chat_tokens", options, keywords(Model._chat_prompt))
+        return self._chat_prompt(messages, **options)[0]
 
     def session(self) -> Session:
         """Opens an empty conversation, held in memory: see `Session`."""
@@ -552,10 +535,11 @@ class Model:
     def _chat_prompt(
         self,
         messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] | None,
-        documents: Sequence[Mapping[str, Any]] | None,
-        chat_template: str | os.PathLike[str] | None,
-        options: Mapping[str, Any] | None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | os.PathLike[str] | None = None,
+        template_options: Mapping[str, Any] | None = None,
     ) -> tuple[list[int], Sequence[str]]:
         """Token ids of a conversation, and texts that end its answer beside the vocabulary's end tokens."""
         from .chat_prompt import ControlTexts, prompt_tokens
@@ -571,7 +555,13 @@ class Model:
         if not is_list(messages):
             raise TypeError(f"messages takes a list of messages, not {type(messages).__name__}")
         ids = prompt_tokens(
-            engine, self._controls, template, list(messages), tools=tools, documents=documents, options=options
+            engine,
+            self._controls,
+            template,
+            list(messages),
+            tools=tools,
+            documents=documents,
+            options=template_options,
         )
         stops = BUILTIN_STOPS.get(key[0] or "", ())
         return ids, [text for text in stops if text not in self._controls]
